@@ -1,0 +1,92 @@
+"""ClickHouse over HTTP, standard library only: what the Spark job and the command line read the source with."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from coldchain.core.errors import Permanent, Transient, Unavailable
+from coldchain.core.sql import Parameters, Query
+
+CHUNK_BYTES = 1 << 20
+# Codes of ClickHouse's src/Common/ErrorCodes.cpp that no retry mends.
+_PERMANENT_CODES = {47: "UNKNOWN_IDENTIFIER", 60: "UNKNOWN_TABLE", 81: "UNKNOWN_DATABASE", 497: "ACCESS_DENIED"}
+_REFUSED_CODES = {193, 194, 516}
+
+
+class HttpClickHouse:
+    """Callable as `client(query) -> rows`; `stream` yields a response's bytes. One connection a call."""
+
+    def __init__(self, url: str, user: str, password: str, *, timeout_s: float = 300) -> None:
+        self._url = urllib.parse.urlsplit(url)
+        self._headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": password}
+        self._timeout_s = timeout_s
+
+    def __call__(self, query: Query) -> list[tuple[Any, ...]]:
+        """Run a query and return its rows; 64-bit and larger integers and decimals come as text or exact ints."""
+        text = f"{query.text} FORMAT JSONCompact" if " FORMAT " not in query.text else query.text
+        settings = {"output_format_json_quote_64bit_integers": 0, "output_format_json_quote_decimals": 1}
+        with self._response(text, query.parameters, settings) as response:
+            body = response.read()
+        return [tuple(row) for row in json.loads(body)["data"]]
+
+    def stream(self, query: Query, settings: Mapping[str, Any]) -> Iterator[bytes]:
+        """Yield a response in chunks of at most 1 MiB. An error in the middle of it is the reader's to notice."""
+        with self._response(query.text, query.parameters, settings) as response:
+            while chunk := response.read(CHUNK_BYTES):
+                yield chunk
+
+    @contextmanager
+    def _response(self, text: str, parameters: Parameters, settings: Mapping[str, Any]) -> Iterator[Any]:
+        is_secure = self._url.scheme == "https"
+        kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=self._timeout_s)
+        values = {f"param_{name}": render(value) for name, value in parameters.items()}
+        try:
+            arguments = urllib.parse.urlencode({**settings, **values})
+            connection.request("POST", f"/?{arguments}", body=text.encode(), headers=self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _error(response, self.address)
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(
+                f"ClickHouse at {self.address} failed: {error or type(error).__name__}; check that it is up and that "
+                "connection coldchain_clickhouse is right"
+            ) from error
+        finally:
+            connection.close()
+
+    @property
+    def address(self) -> str:
+        """Host and port, for messages."""
+        return f"{self._url.hostname}:{self._url.port}"
+
+
+def render(value: int | str | list[str]) -> str:
+    """Write a value as ClickHouse reads a bound parameter."""
+    if isinstance(value, list):
+        quoted = (element.replace("\\", "\\\\").replace("'", "\\'") for element in value)
+        return "[" + ",".join(f"'{element}'" for element in quoted) + "]"
+    return str(value)
+
+
+def _error(response: http.client.HTTPResponse, address: str) -> Exception:
+    code = int(response.headers.get("X-ClickHouse-Exception-Code") or 0)
+    message = response.read(4096).decode(errors="replace").strip().splitlines()
+    return error_of(code, message[0] if message else f"HTTP {response.status}", address)
+
+
+def error_of(code: int, message: str, address: str) -> Exception:
+    """Turn a ClickHouse error code and message into one of ours: wrong password, lasting, or worth a retry."""
+    short = message.partition("(version ")[0].strip()[:500]
+    if code in _REFUSED_CODES:
+        return Unavailable(
+            f"ClickHouse at {address} refuses the user or password of connection coldchain_clickhouse: correct them"
+        )
+    kind = Permanent if code in _PERMANENT_CODES else Transient
+    return kind(f"ClickHouse at {address} refused a query: {short}")

@@ -1,0 +1,1 @@
+"""Pure decisions: windows, types, fingerprints, plans. Standard library only, no input or output."""

@@ -1,0 +1,94 @@
+"""The errors of Coldchain: each is one sentence that a person on call can act on.
+
+Three kinds decide what happens next: `Transient` is retried, `Permanent` is not, and after `CommitUnknown`
+somebody has to look before anything is tried again. Airflow and the Spark job each map the kinds in one place.
+"""
+
+from __future__ import annotations
+
+
+class ColdchainError(Exception):
+    """The root. `exit_code` is what a process that ends with this error returns."""
+
+    exit_code = 70
+
+
+class Transient(ColdchainError):
+    """Trying again may help: a service was away, a lease was held, the source moved."""
+
+    exit_code = 75
+
+
+class Permanent(ColdchainError):
+    """Trying again will not help: a person, or a later run, must change something."""
+
+    exit_code = 65
+
+
+class CommitUnknown(ColdchainError):
+    """The catalog's answer was lost: look at `main` before anything else."""
+
+    exit_code = 74
+
+
+class Fenced(Permanent):
+    """A later attempt has taken the table over: this one may write nothing any more."""
+
+    exit_code = 77
+
+
+class LeaseHeld(Transient):
+    """Another run holds the table's lease."""
+
+
+class Unavailable(Transient):
+    """ClickHouse, PostgreSQL, the catalog or the warehouse does not answer or refuses the password."""
+
+
+class SourceMoving(Transient):
+    """Rows kept changing in every window of the plan while they were read."""
+
+
+class Superseded(Transient):
+    """`main` moved since staging: the stage is void, the table is planned again."""
+
+
+class BadRequest(Permanent):
+    """The parameters of the run ask for something that is not allowed."""
+
+
+class RegistryProblem(Permanent):
+    """An entry of the registry is not valid."""
+
+
+class UnsupportedType(Permanent):
+    """A source column has a type that has no lossless form in Iceberg."""
+
+
+class SchemaDrift(Permanent):
+    """The source's columns no longer fit the Iceberg table."""
+
+
+class SourceTruncates(Permanent):
+    """A setting, row policy or hash of the server would make a read incomplete or incomparable."""
+
+
+class SourceShrank(Permanent):
+    """The source holds fewer rows than were published in a window that it should still hold."""
+
+
+class ForeignFiles(Permanent):
+    """`main` holds files that no segment owns."""
+
+
+class ProofFailed(Permanent):
+    """What was staged is not what the source holds."""
+
+
+class StageGone(Permanent):
+    """There is nothing staged that could be validated or published."""
+
+
+EXIT_KINDS: dict[int, type[ColdchainError]] = {
+    kind.exit_code: kind for kind in (ColdchainError, Transient, Permanent, CommitUnknown, Fenced)
+}

@@ -1,0 +1,115 @@
+"""Fingerprints: what makes two sets of rows comparable by content, whatever their order.
+
+`hash` is the sum modulo 2^64 of cityHash64 over the canonical columns of each row. Sums of UInt64 wrap silently in
+ClickHouse, which is what makes a day's fingerprint the sum of its segments'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
+from coldchain.core.table import TableSpec
+from coldchain.core.typemap import Column
+from coldchain.core.windows import Window
+
+HASH_MODULUS = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Number of rows and sum of their hashes modulo 2^64."""
+
+    rows: int
+    hash: int
+
+    def __add__(self, other: Fingerprint) -> Fingerprint:
+        return Fingerprint(self.rows + other.rows, (self.hash + other.hash) % HASH_MODULUS)
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows, hash {self.hash:016x}"
+
+
+EMPTY = Fingerprint(0, 0)
+
+# Bucket start in microseconds -> fingerprint; buckets without rows are left out.
+Buckets = Mapping[int, Fingerprint]
+
+
+def total(fingerprints: Iterable[Fingerprint]) -> Fingerprint:
+    """Add fingerprints of disjoint sets of rows."""
+    result = EMPTY
+    for fingerprint in fingerprints:
+        result += fingerprint
+    return result
+
+
+def within(buckets: Buckets, window: Window) -> dict[int, Fingerprint]:
+    """Select the buckets that start in a window."""
+    return {start: buckets[start] for start in sorted(buckets) if window.start_us <= start < window.end_us}
+
+
+def version(columns: Sequence[Column]) -> str:
+    """Name the columns, canonical types and hash expressions that a fingerprint is made with (12 hex digits)."""
+    text = json.dumps([(column.name, column.clickhouse, column.nullable, column.hash) for column in columns])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def row_hash(columns: Sequence[Column]) -> str:
+    """Build the hash of one row over canonical columns, in field-id order; never NULL."""
+    return f"cityHash64({comma(column.hash for column in columns)})"
+
+
+def canonical_rows(table: TableSpec, columns: Sequence[Column], windows: Sequence[Window]) -> Query:
+    """Build the SELECT of the canonical rows of some windows, in field-id order, as every reader of the source does."""
+    condition = in_windows(quote(table.event_time), windows)
+    # An alias of a column's own name would otherwise be used in WHERE, and hide the column's index.
+    selected = comma(f"{column.select} AS {quote(column.name)}" for column in columns)
+    text = f"SELECT {selected} FROM {_relation(table)} WHERE {condition.text}"
+    return Query(f"{text} SETTINGS prefer_column_name_to_alias = 1", condition.parameters)
+
+
+def _relation(table: TableSpec) -> str:
+    return quote_table(table.source) + (" FINAL" if table.read == "final" else "")
+
+
+def _bucket(event_time: str) -> str:
+    """Build the start of an event time's bucket; floor division also before 1970 (intDiv rounds towards zero)."""
+    micros = f"toUnixTimestamp64Micro({quote(event_time)})"
+    return f"{micros} - positiveModulo({micros}, {{grid:Int64}})"
+
+
+_TOTALS = "count() AS `rows`, sum({row_hash}) AS `hash`, countIf(isNull({row_hash})) AS `unhashed`"
+
+
+def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> Query:
+    """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source."""
+    rows = canonical_rows(table, columns, windows)
+    text = (
+        f"SELECT {_bucket(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))}"
+        f" FROM ({rows.text}) GROUP BY `bucket` ORDER BY `bucket`"
+    )
+    return Query(text, {**rows.parameters, "grid": grid_us})
+
+
+def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int) -> Query:
+    """Build `(path, bucket, rows, hash, unhashed, invalid text rows)` over Parquet files, read with explicit types."""
+    texts = [f"NOT isValidUTF8({_text(column)})" for column in columns if column.clickhouse == "String"]
+    invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
+    text = (
+        f"SELECT _path, {_bucket(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
+        f" {invalid} AS `invalid` FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
+    )
+    return Query(text, {"grid": grid_us})
+
+
+def _text(column: Column) -> str:
+    return f"ifNull({quote(column.name)}, '')" if column.nullable else quote(column.name)
+
+
+def structure(columns: Sequence[Column]) -> str:
+    """Build the explicit structure for reading Parquet of these columns."""
+    return comma(column.structure for column in columns)

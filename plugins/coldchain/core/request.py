@@ -1,0 +1,197 @@
+"""Which stretch of time a run is asked for: decided from its own data interval and parameters, never from `now()`.
+
+| run                                   | asked for                                                    |
+|---------------------------------------|--------------------------------------------------------------|
+| scheduled                             | from the watermark to `data_interval_end`, plus late horizon |
+| manual without dates                  | the same, up to `floor(now - lateness, grid)`                |
+| backfill, or manual with start / end  | exactly `[start, end)`                                       |
+| cleared, retried                      | the same as the first time                                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from coldchain.core.errors import BadRequest
+from coldchain.core.windows import Window, floor_us, format_us, to_us
+
+PARAMETERS = ("tables", "start", "end", "mode", "allow_shrink")
+MODES = ("normal", "plan")
+MAX_REQUEST_US = 5 * 366 * 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run is asked for. `window` is exact; without one the run goes from the watermark to `until_us`.
+
+    `until_us` is None for a manual run without dates: the source's clock decides, once it is asked.
+    """
+
+    window: Window | None
+    until_us: int | None
+    tables: frozenset[str] | None = None
+    mode: str = "normal"
+    allow_shrink: frozenset[int] = frozenset()
+    is_idle: bool = False
+
+    @property
+    def end_us(self) -> int | None:
+        """The instant before which the run does not look, or None for 'now'."""
+        return self.window.end_us if self.window else self.until_us
+
+    def wants(self, table: str) -> bool:
+        """Tell whether the run's parameters name the table, or none."""
+        return self.tables is None or table in self.tables
+
+
+def parse_instant(name: str, value: Any) -> int | None:
+    """Read a parameter as an ISO 8601 instant with a zone, in microseconds; BadRequest says what is wrong with it."""
+    if value is None or value == "":
+        return None
+    try:
+        return to_us(datetime.fromisoformat(value))
+    except (TypeError, ValueError) as error:
+        raise BadRequest(
+            f"parameter {name}={value!r} is not a time with a zone, such as 2026-02-10T00:00:00Z: {error}"
+        ) from None
+
+
+def _parse_window(start: int | None, end: int | None, grid_us: int) -> Window | None:
+    if start is None and end is None:
+        return None
+    if start is None or end is None:
+        raise BadRequest("parameters start and end go together: give both, or neither")
+    if end <= start:
+        raise BadRequest(f"parameter end={format_us(end)} must come after start={format_us(start)}")
+    if end - start > MAX_REQUEST_US:
+        raise BadRequest(f"[{format_us(start)}, {format_us(end)}) is longer than 5 years: ask for it in parts")
+    for name, value in (("start", start), ("end", end)):
+        if value % grid_us:
+            minutes = grid_us // 60_000_000
+            raise BadRequest(f"parameter {name}={format_us(value)} is not on the table's grid of {minutes} minutes")
+    return Window(start, end)
+
+
+def _is_inferred(logical_date: datetime | None, start: datetime, end: datetime) -> bool:
+    """Tell whether Airflow made up the interval of a manual run: the last complete quarter hour before it."""
+    if logical_date is None:
+        return False
+    quarter = timedelta(minutes=15)
+    last = logical_date.astimezone(UTC) - (logical_date.astimezone(UTC) - datetime.min.replace(tzinfo=UTC)) % quarter
+    return (start, end) == (last - quarter, last)
+
+
+def make_request(
+    *,
+    run_type: str,
+    data_interval: tuple[datetime, datetime] | None,
+    logical_date: datetime | None,
+    params: Mapping[str, Any],
+    known_tables: frozenset[str],
+    grid_us: int,
+) -> Request:
+    """Decide what a run is asked for.
+
+    Args:
+        run_type: Airflow's: `scheduled`, `manual`, `backfill` or `asset_triggered`.
+        data_interval: the run's own, None for a run without a logical date.
+        logical_date: the run's own.
+        params: `tables`, `start`, `end`, `mode`, `allow_shrink`; all optional, no others.
+        known_tables: names of the registry.
+        grid_us: the table's grid.
+
+    Raises:
+        BadRequest: naming the parameter, its value and what is allowed.
+    """
+    unknown = sorted(set(params) - set(PARAMETERS))
+    if unknown:
+        raise BadRequest(f"unknown parameter {', '.join(unknown)}: allowed are {', '.join(PARAMETERS)}")
+    mode = params.get("mode") or "normal"
+    if mode not in MODES:
+        raise BadRequest(f"parameter mode={mode!r} is not allowed: write one of {', '.join(MODES)}")
+    window = _parse_window(
+        parse_instant("start", params.get("start")), parse_instant("end", params.get("end")), grid_us
+    )
+    until_us, is_idle = None, False
+    if window is None and data_interval is not None:
+        start, end = data_interval
+        is_exact = run_type == "backfill" or (run_type == "manual" and not _is_inferred(logical_date, start, end))
+        if is_exact and start < end:
+            closed = floor_us(to_us(start), grid_us), floor_us(to_us(end), grid_us)
+            is_idle = closed[0] == closed[1]  # no bar of a coarser grid ends in this interval
+            window = None if is_idle else Window(*closed)
+        elif run_type == "scheduled":
+            until_us = floor_us(to_us(end), grid_us)
+    return Request(
+        window=window,
+        until_us=until_us,
+        tables=_parse_tables(params.get("tables"), known_tables),
+        mode=mode,
+        allow_shrink=_parse_ids(params.get("allow_shrink")),
+        is_idle=is_idle,
+    )
+
+
+def _parse_tables(value: Any, known: frozenset[str]) -> frozenset[str] | None:
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise BadRequest(f"parameter tables={value!r} must be a list of table names, such as {sorted(known)[:1]}")
+    unknown = sorted(set(value) - known)
+    if unknown:
+        raise BadRequest(f"parameter tables names unknown {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+    return frozenset(value)
+
+
+def _parse_ids(value: Any) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value):
+        raise BadRequest(f"parameter allow_shrink={value!r} must be a list of segment ids, such as [17]")
+    return frozenset(value)
+
+
+def windows_to_compare(
+    request: Request,
+    *,
+    now_us: int,
+    grid_us: int,
+    lateness_us: int,
+    late_horizon_us: int,
+    origin_us: int | None,
+    watermark_us: int | None,
+    compared_to_us: int | None,
+    last_rows_us: int | None,
+) -> tuple[list[Window], int]:
+    """Decide what a run compares with the source, before widening to whole segments, and up to where.
+
+    The late horizon reaches back from the last comparison, and at least to where a trailing run of empty windows
+    starts, so that rows that arrived while nothing looked are found.
+
+    Args:
+        request: what the run is asked for.
+        now_us: the source's clock; it caps every run, and decides only the manual run without dates.
+        grid_us: the table's grid; both ends of what is returned lie on it.
+        lateness_us: how long after a window's end a manual run leaves it alone.
+        late_horizon_us: how far back late rows are found.
+        origin_us: day of the oldest row ever seen; None for a source that was always empty.
+        watermark_us: everything before it is done.
+        compared_to_us: end of the last comparison of which every finding is published.
+        last_rows_us: end of the last published window that holds rows.
+    """
+    until_us = request.end_us
+    if until_us is None:
+        until_us = now_us - lateness_us
+    until_us = floor_us(min(until_us, now_us), grid_us)
+    if request.is_idle or origin_us is None:
+        return [], until_us
+    if request.window is not None:
+        start_us = request.window.start_us
+    else:
+        start_us = min(until_us, compared_to_us if compared_to_us is not None else origin_us) - late_horizon_us
+        start_us = min(start_us, *(us if us is not None else origin_us for us in (watermark_us, last_rows_us)))
+        start_us = floor_us(max(origin_us, start_us), grid_us)
+    return ([Window(start_us, until_us)] if start_us < until_us else []), until_us

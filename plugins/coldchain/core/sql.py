@@ -1,0 +1,59 @@
+"""The one place where names and windows become ClickHouse SQL text. Values are bound, never written into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from coldchain.core.errors import BadRequest
+from coldchain.core.windows import Window
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
+
+Parameters = dict[str, int | str | list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """SQL text with ClickHouse's `{name:Type}` placeholders, and the values that the server binds to them."""
+
+    text: str
+    parameters: Parameters
+
+
+def quote(identifier: str) -> str:
+    """Quote one ClickHouse identifier, or refuse it with BadRequest."""
+    if not IDENTIFIER.fullmatch(identifier):
+        raise BadRequest(
+            f"identifier={identifier!r} is not allowed: letters, digits and _ only, at most 128 characters"
+        )
+    return f"`{identifier}`"
+
+
+def quote_table(source: str) -> str:
+    """Quote a `database.table` name, or refuse it with BadRequest."""
+    parts = source.split(".")
+    if len(parts) != 2:
+        raise BadRequest(f"source={source!r} is not a table: write it as database.table")
+    return ".".join(quote(part) for part in parts)
+
+
+def in_windows(column: str, windows: Sequence[Window]) -> Query:
+    """Build the condition that an event time, canonical or source, lies in one of the windows."""
+    if not windows:
+        return Query("0", {})
+    clauses, parameters = [], Parameters()
+    for index, window in enumerate(windows):
+        clauses.append(
+            f"({column} >= fromUnixTimestamp64Micro({{s{index}:Int64}}, 'UTC')"
+            f" AND {column} < fromUnixTimestamp64Micro({{e{index}:Int64}}, 'UTC'))"
+        )
+        parameters[f"s{index}"] = window.start_us
+        parameters[f"e{index}"] = window.end_us
+    return Query("(" + " OR ".join(clauses) + ")", parameters)
+
+
+def comma(expressions: Iterable[str]) -> str:
+    """Join expressions for a SELECT, ORDER BY or argument list."""
+    return ", ".join(expressions)

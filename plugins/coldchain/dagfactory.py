@@ -1,0 +1,199 @@
+"""The offload DAG, generated from the registry at parse time: described as plain data first, then built.
+
+A layer is a TaskGroup, in it a TaskGroup per table. Layers run in order, but a failure stops neither siblings nor
+later layers: what a later table may read is capped by its upstreams' watermarks, not by their success.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup
+
+from coldchain.core.request import MODES
+from coldchain.core.table import TableSpec
+from coldchain.failures import RecordFailure
+from coldchain.operators.commit import WatermarkCommitOperator
+from coldchain.operators.offload import OffloadOperator
+from coldchain.operators.refuse import RefuseOperator
+from coldchain.operators.validate import IcebergValidateOperator
+from coldchain.registry import LAYERS, BadTable, Registry
+from coldchain.sensors.watermark import WatermarkSensor
+
+STEPS = ("read_watermark", "offload", "validate", "commit")
+SPARK_POOL, CLICKHOUSE_POOL = "coldchain_spark", "coldchain_clickhouse"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What a layer's TaskGroup will hold."""
+
+    layer: str
+    tables: tuple[TableSpec, ...]
+    bad: tuple[BadTable, ...]
+
+
+def describe(registry: Registry) -> tuple[LayerPlan, ...]:
+    """Group enabled tables and bad entries by layer, in order, leaving out empty layers."""
+    plans = (
+        LayerPlan(
+            layer,
+            tuple(table for table in registry.tables if table.layer == layer and table.enabled),
+            tuple(bad for bad in registry.bad if bad.layer == layer),
+        )
+        for layer in LAYERS
+    )
+    return tuple(plan for plan in plans if plan.tables or plan.bad)
+
+
+def task_id(table: TableSpec, step: str) -> str:
+    """Name a table's task."""
+    return f"{table.layer}.{table.name}.{step}"
+
+
+def build_offload_dag(registry: Registry) -> DAG:
+    """Build `coldchain_offload`. Never raises over the registry's content."""
+    plans = describe(registry)
+    names = [table.name for plan in plans for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_offload",
+        description="Makes Iceberg equal to ClickHouse, window by window, and proves it before a reader sees it",
+        # Explicit: a bare cron string has no data interval in Airflow 3. The plan starts at the watermark, so runs that
+        # were missed are not made up for.
+        schedule=CronDataIntervalTimetable("*/15 * * * *", timezone="UTC"),
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["coldchain", *(plan.layer for plan in plans)],
+        params=_params(names),
+        default_args=_default_args(),
+        doc_md=_doc(registry),
+    ) as dag:
+        before: Any = None
+        lasts: list[Any] = []
+        for plan in plans:
+            firsts, ends = _build_layer(plan, names)
+            if before is not None:
+                before >> firsts
+            lasts += ends
+            before = ends
+        if lasts:
+            # Leaves decide a run's state, and a later layer may succeed where an earlier one failed.
+            finish = EmptyOperator(task_id="every_table_done", trigger_rule="none_failed")
+            lasts >> finish
+    return dag
+
+
+def _default_args() -> dict[str, Any]:
+    # An API server that restarts costs a try; 3 tries a minute apart outlast it.
+    delay = timedelta(seconds=int(os.environ.get("COLDCHAIN_RETRY_SECONDS", "60")))
+    return {"owner": "coldchain", "retries": 3, "retry_delay": delay}
+
+
+def _params(names: Sequence[str]) -> dict[str, Param]:
+    when = "ISO 8601 with a zone, on the quarter hour, such as 2026-02-10T00:00:00Z"
+    return {
+        "tables": Param(
+            [],
+            type="array",
+            items={"type": "string", "enum": list(names)} if names else {"type": "string"},
+            examples=list(names),
+            uniqueItems=True,
+            title="Tables",
+            description="Only these tables; none means all.",
+        ),
+        "start": Param(
+            None,
+            type=["null", "string"],
+            format="date-time",
+            title="Start",
+            description=f"With end: exactly this stretch. {when}.",
+        ),
+        "end": Param(
+            None, type=["null", "string"], format="date-time", title="End", description=f"Not included. {when}."
+        ),
+        "mode": Param(
+            "normal", enum=list(MODES), title="Mode", description="plan: say what would move, and move nothing."
+        ),
+        "allow_shrink": Param(
+            [],
+            type="array",
+            items={"type": "integer", "minimum": 1},
+            title="Allow shrink",
+            description="Ids of segments that may be replaced although the source holds fewer rows.",
+        ),
+    }  # fmt: skip
+
+
+def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    firsts, ends = [], []
+    with TaskGroup(plan.layer, tooltip=f"Tables of the {plan.layer} layer, in parallel"):
+        for table in plan.tables:
+            first, last = _build_table(table, names)
+            firsts.append(first)
+            ends.append(last)
+        for bad in plan.bad:
+            with TaskGroup(bad.name, tooltip="The registry's entry can't be used"):
+                refuse = RefuseOperator(
+                    task_id="registry", problems=bad.problems, retries=0, trigger_rule="all_done",
+                    doc_md="\n".join(f"- {problem}" for problem in bad.problems),
+                )  # fmt: skip
+            firsts.append(refuse)
+            ends.append(refuse)
+    return firsts, ends
+
+
+def _build_table(table: TableSpec, names: Sequence[str]) -> tuple[Any, Any]:
+    read_id = task_id(table, "read_watermark")
+    shared: dict[str, Any] = {
+        "spec": table,
+        "on_failure_callback": RecordFailure(table.name),
+        "doc_md": _table_doc(table),
+    }
+    later: dict[str, Any] = {**shared, "read_task_id": read_id}
+    with TaskGroup(table.name, tooltip=f"{table.source} to {table.target}"):
+        read = WatermarkSensor(
+            task_id="read_watermark",
+            known_tables=names,
+            downstream=[task_id(table, step) for step in STEPS[1:]],
+            pool=CLICKHOUSE_POOL,
+            trigger_rule="all_done",
+            execution_timeout=timedelta(minutes=5),
+            **shared,
+        )
+        offload = OffloadOperator(task_id="offload", pool=SPARK_POOL, execution_timeout=timedelta(minutes=10), **later)
+        validate = IcebergValidateOperator(
+            task_id="validate", pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=10), **later
+        )
+        commit = WatermarkCommitOperator(
+            task_id="commit", pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=5), **later
+        )
+        read >> offload >> validate >> commit
+    return read, commit
+
+
+def _table_doc(table: TableSpec) -> str:
+    retention = "for ever" if table.retention_us is None else f"{table.retention_us / 86_400_000_000:g} days"
+    return (
+        f"### {table.name}\n\n`{table.source}` to `{table.target}`, by `{table.event_time}`, on a grid of "
+        f"{table.grid_us // 60_000_000} minutes; late rows are found {table.late_horizon_us / 3_600_000_000:g} h back; "
+        f"the source keeps rows {retention}.\n\n"
+        "Any of its tasks may be cleared at any time, alone or with what follows: a window that is published is left "
+        "alone, any other is staged, proven, and published by replacing it whole."
+    )
+
+
+def _doc(registry: Registry) -> str:
+    problems = "".join(f"\n- {problem}" for problem in registry.problems)
+    broken = f"\n\n**Entries of the registry that can't be used:**\n{problems}" if problems else ""
+    return (
+        "# Offload\n\nA run makes Iceberg equal to ClickHouse over the windows that it is asked for. Scheduled: from "
+        "each table's watermark to the end of the data interval. Triggered without dates: up to now. Backfill, or "
+        "`start` and `end`: exactly that stretch. `mode=plan` says what would move and moves nothing.\n\n"
+        "To recover from a failure, clear the failed task, or wait for the next run: both converge." + broken
+    )

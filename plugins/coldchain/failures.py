@@ -1,0 +1,58 @@
+"""The one place where kinds of errors become Airflow's: Permanent fails the task at once, the others are retried."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from coldchain.core.errors import ColdchainError, Permanent
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def as_airflow_failures() -> Iterator[None]:
+    """Turn a ColdchainError into the Airflow exception that decides about retries, with the same sentence."""
+    try:
+        yield
+    except ColdchainError as error:
+        kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
+        raise kind(str(error)) from None
+
+
+def run_key_of(context: Any) -> str:
+    """Name the run: who holds a table's lease, and whose attempts these are; the same after a clear."""
+    run = context["dag_run"]
+    return f"{run.dag_id}/{run.run_id}"
+
+
+class RecordFailure:
+    """An on_failure_callback: the error goes into the ledger, and the run's lease is given back.
+
+    Airflow also calls it in the DAG processor for a task whose worker died: the context is then minimal.
+    """
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def __call__(self, context: Any) -> None:
+        """Record; never raises, for a failing callback would hide the task's own error."""
+        from coldchain.connections import ledger
+
+        sentence = str(context.get("exception") or "the task's process died")
+        with suppress(Exception):
+            sentence = sentence.splitlines()[0][:2000]
+        try:
+            book, run_key = ledger(), run_key_of(context)
+            lease = book.lease(self.table)
+            task = getattr(context.get("task_instance"), "task_id", "?")
+            book.note(self.table, lease.token, run_key, "failed", {"task": task, "error": sentence})
+            book.mark(self.table, "failed", sentence)
+            if lease.holder == run_key:
+                book.release(self.table, lease.token)
+        except Exception as error:
+            log.warning("the failure of %s could not be recorded in the ledger: %s", self.table, error)

@@ -1,0 +1,337 @@
+"""The Iceberg side: create, look at, stage on a branch, and publish by compare-and-set. Commits go through pyiceberg.
+
+Java's JdbcCatalog deletes live files when the reply to a commit is lost (Iceberg 1.11 and 1.12, measured);
+pyiceberg 0.12 does not. So any failure of a commit that is not a clear refusal means *unknown*, and `main` decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    ValidationException,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import SortField, SortOrder
+from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
+from pyiceberg.types import NestedField
+from sqlalchemy.exc import SQLAlchemyError
+
+from coldchain.core.errors import (
+    ColdchainError,
+    CommitUnknown,
+    ForeignFiles,
+    Permanent,
+    SchemaDrift,
+    Superseded,
+    Unavailable,
+)
+from coldchain.core.table import TableSpec
+from coldchain.core.typemap import Column, canonical_column
+from coldchain.core.windows import Window
+from coldchain.settings import CATALOG_NAME
+from coldchain.store.ledger import Base
+
+MAIN = "main"
+_FILE_NAME = re.compile(r"(-?\d+)_(-?\d+)_([0-9a-f-]{36}-\d+)_[0-9a-f]{32}\.parquet")
+_PROPERTIES = {
+    "write.parquet.compression-codec": "zstd",
+    "write.parquet.compression-level": "3",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "100",
+    "commit.manifest-merge.enabled": "true",
+}
+_PUBLISH_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What a data file's name says: the segment's window and the token that wrote it."""
+
+    window: Window
+    token: str
+
+
+def file_name(window: Window, token: str, unique: str) -> str:
+    """Name a data file; `unique` is 32 hex digits made for this try at the slice: no path is ever written twice."""
+    return f"{window.start_us}_{window.end_us}_{token}_{unique}.parquet"
+
+
+def owner_of(path: str) -> Owner | None:
+    """Read a data file's name; None for a file that Coldchain did not name."""
+    match = _FILE_NAME.fullmatch(path.rpartition("/")[2])
+    return Owner(Window(int(match[1]), int(match[2])), match[3]) if match else None
+
+
+def normalised(path: str) -> str:
+    """Spell a path as pyiceberg does: Spark writes `file:/`, others `file:///` or none."""
+    return re.sub(r"^file:/+", "/", path)
+
+
+def branch_name(token: str) -> str:
+    """Name the branch that an attempt stages on."""
+    return f"coldchain-{token}"
+
+
+@contextlib.contextmanager
+def _reading(target: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise Unavailable(
+            f"the Iceberg catalog failed for {target}: {str(error).splitlines()[0]}; "
+            "check that its PostgreSQL is up and that connection coldchain_iceberg is right"
+        ) from None
+    except OSError as error:
+        raise Unavailable(
+            f"the warehouse failed for {target}: {error}; check that it is mounted, writable and has space"
+        ) from error
+
+
+@contextlib.contextmanager
+def _committing(target: str) -> Iterator[None]:
+    """Let clear refusals pass; call everything else unknown."""
+    try:
+        yield
+    except (CommitFailedException, ValidationException, ValueError, ColdchainError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # writing the metadata file failed: the catalog was not reached yet
+        raise CommitUnknown(
+            f"the catalog's answer to a commit on {target} was lost ({type(error).__name__}): "
+            "main is looked at before anything else is tried"
+        ) from error
+
+
+class Lake:
+    """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
+
+    def __init__(self, properties: Mapping[str, str]) -> None:
+        self._properties = dict(properties)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog; made when first used, for a task that finds nothing to do never needs it."""
+        with _reading("the catalog"):
+            return load_catalog(CATALOG_NAME, **self._properties)
+
+    def load(self, target: str) -> Table | None:
+        """Load a table, or None where the catalog has none of that name."""
+        with _reading(target):
+            try:
+                return self.catalog.load_table(target)
+            except NoSuchTableError:
+                return None
+            except FileNotFoundError as error:
+                raise Permanent(
+                    f"table {target} is broken: its metadata file is missing ({error}); restore it from backup, "
+                    "or register an older metadata file, before the next run"
+                ) from error
+
+    def require(self, target: str) -> Table:
+        """Load a table that must exist."""
+        if (table := self.load(target)) is None:
+            raise Permanent(f"table {target} is not in the catalog any more: clear the table's read_watermark task")
+        return table
+
+    def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
+        """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
+        schema = Schema(
+            *(
+                NestedField(index, column.name, _iceberg_type(column), required=not column.nullable)
+                for index, column in enumerate(columns, start=1)
+            )
+        )
+        with _reading(spec.target), _committing(spec.target):
+            with contextlib.suppress(NamespaceAlreadyExistsError):
+                self.catalog.create_namespace(spec.target.rpartition(".")[0])
+            with self.catalog.create_table_transaction(
+                spec.target,
+                schema=schema,
+                partition_spec=_partition_spec(spec, schema),
+                sort_order=_sort_order(spec, schema),
+                properties={**_PROPERTIES, "coldchain.source": spec.source},
+            ) as transaction:
+                with transaction.update_snapshot().fast_append():
+                    pass  # no file: the snapshot is what is wanted
+        return self.require(spec.target)
+
+    def drop_branch(self, target: str, token: str) -> None:
+        """Drop an attempt's branch; a branch that is gone is fine."""
+        table = self.load(target)
+        if table is not None and branch_name(token) in table.metadata.refs:
+            with _committing(target):
+                table.manage_snapshots().remove_branch(branch_name(token)).commit()
+
+
+def _iceberg_type(column: Column) -> Any:
+    from pyiceberg.types import IcebergType
+
+    return IcebergType.handle_primitive_type(column.iceberg, lambda text: text)
+
+
+def _partition_spec(spec: TableSpec, schema: Schema) -> PartitionSpec:
+    transform = {"day": DayTransform(), "month": MonthTransform()}[spec.partition_unit]
+    source_id = schema.find_field(spec.event_time).field_id
+    return PartitionSpec(PartitionField(source_id, 1000, transform, f"{spec.event_time}_{spec.partition_unit}"))
+
+
+def _sort_order(spec: TableSpec, schema: Schema) -> SortOrder:
+    return SortOrder(
+        *(SortField(schema.find_field(name).field_id, transform=IdentityTransform()) for name in spec.sort_order)
+    )
+
+
+_CLICKHOUSE_TYPES = {
+    "int": "Int32",
+    "long": "Int64",
+    "float": "Float32",
+    "double": "Float64",
+    "boolean": "Bool",
+    "string": "String",
+    "date": "Date32",
+    "timestamptz": "DateTime64(6, 'UTC')",
+}
+
+
+def columns_of(table: Table) -> tuple[Column, ...]:
+    """Return the canonical columns that the Iceberg table holds: what its files are hashed by, without the source."""
+    columns = []
+    for field in table.schema().fields:
+        iceberg = str(field.field_type)
+        kind = iceberg.replace("decimal", "Decimal") if iceberg.startswith("decimal") else _CLICKHOUSE_TYPES[iceberg]
+        columns.append(canonical_column(field.name, kind if field.required else f"Nullable({kind})"))
+    return tuple(columns)
+
+
+def check_schema(spec: TableSpec, columns: Sequence[Column], table: Table) -> None:
+    """Refuse with SchemaDrift, naming every difference, unless the source's columns are the table's."""
+    have = {field.name: (str(field.field_type).replace(" ", ""), field.required) for field in table.schema().fields}
+    want = {column.name: (column.iceberg.replace(" ", ""), not column.nullable) for column in columns}
+    problems = [f"column {name} is new in the source" for name in want.keys() - have.keys()]
+    problems += [f"column {name} is gone from the source" for name in have.keys() - want.keys()]
+    problems += [
+        f"column {name} is {_spell(want[name])} in the source and {_spell(have[name])} in Iceberg"
+        for name in want.keys() & have.keys()
+        if want[name] != have[name]
+    ]
+    if problems:
+        raise SchemaDrift(f"table={spec.name}: {'; '.join(sorted(problems))}; nothing moves until they agree again")
+
+
+def _spell(kind: tuple[str, bool]) -> str:
+    return kind[0] if kind[1] else f"nullable {kind[0]}"
+
+
+def base_of(table: Table) -> Base:
+    """Describe the table as it was loaded."""
+    return Base(str(table.metadata.table_uuid), table.metadata_location, head_of(table))
+
+
+def head_of(table: Table) -> int:
+    """Return `main`'s snapshot id; Permanent for a table without one."""
+    snapshot = table.metadata.snapshot_by_name(MAIN)
+    if snapshot is None:
+        raise Permanent(f"table {'.'.join(table.name())} has no snapshot on main: somebody else made it")
+    return int(snapshot.snapshot_id)
+
+
+def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
+    """Return a snapshot's live data files by normalised path.
+
+    Raises:
+        ForeignFiles: the snapshot holds delete files, which Coldchain never writes.
+        Permanent: a path is live twice, or the snapshot is gone.
+    """
+    snapshot = table.metadata.snapshot_by_id(snapshot_id)
+    target = ".".join(table.name())
+    if snapshot is None:
+        raise Permanent(f"snapshot {snapshot_id} of {target} is gone: clear the table's offload task")
+    files: dict[str, DataFile] = {}
+    with _reading(target):
+        for manifest in snapshot.manifests(table.io):
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+                path = normalised(entry.data_file.file_path)
+                is_data = entry.data_file.content == DataFileContent.DATA and manifest.content == ManifestContent.DATA
+                if not is_data:
+                    raise ForeignFiles(f"{target} snapshot {snapshot_id} holds the delete file {path}: remove it")
+                if path in files:
+                    raise Permanent(f"{target} snapshot {snapshot_id} holds {path} twice: roll main back")
+                files[path] = entry.data_file
+    return files
+
+
+def stage(
+    table: Table, token: str, old: Iterable[DataFile], new: Iterable[DataFile], properties: Mapping[str, Any]
+) -> int:
+    """Make one snapshot on a fresh branch from `main`'s head: old files out, new ones in; return its id.
+
+    `table` is refreshed first: a snapshot that landed since it was loaded would be refused by sequence number.
+    """
+    target = ".".join(table.name())
+    branch = branch_name(token)
+    old, new = list(old), list(new)
+    with _reading(target), _committing(target):
+        table.refresh()
+        base = head_of(table)
+        table.manage_snapshots().create_branch(snapshot_id=base, branch_name=branch).commit()
+        with table.transaction() as transaction:
+            update = transaction.update_snapshot(
+                snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch
+            )
+            with update.overwrite() if old else update.merge_append() as snapshot:
+                for file in old:
+                    snapshot.delete_data_file(file)
+                for file in new:
+                    snapshot.append_data_file(file)
+        staged = table.metadata.snapshot_by_name(branch)
+    if staged is None or staged.parent_snapshot_id != base:
+        raise Superseded(f"{target}: the staged snapshot's parent is not main's head {base}: stage it again")
+    return int(staged.snapshot_id)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def publish(lake: Lake, target: str, snapshot_id: int, base_snapshot_id: int, token: str) -> Base:
+    """Move `main` from the base to the proven snapshot, by compare-and-set; drop the branch in the same commit.
+
+    Raises:
+        Superseded: `main` is not the base any more, or the snapshot was not made on it.
+        CommitUnknown: the answer was lost.
+    """
+    for _ in range(_PUBLISH_TRIES):
+        table = lake.require(target)
+        snapshot = table.metadata.snapshot_by_id(snapshot_id)
+        if head_of(table) != base_snapshot_id or snapshot is None or snapshot.parent_snapshot_id != base_snapshot_id:
+            raise Superseded(
+                f"{target}: main is at snapshot {head_of(table)}, but {snapshot_id} was proven on {base_snapshot_id}; "
+                "it is not published, the table is planned again"
+            )
+        update = table.manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id)
+        if branch_name(token) in table.metadata.refs:
+            update = update.remove_branch(branch_name(token))
+        try:
+            with _committing(target):
+                update.commit()
+        except CommitFailedException:
+            continue  # somebody wrote a branch at the same moment: look again, main decides
+        except OSError as error:
+            raise Unavailable(f"the warehouse failed for {target}: {error}; main has not moved") from error
+        return base_of(table)
+    raise Superseded(f"{target}: {_PUBLISH_TRIES} commits in a row met another writer; the table is planned again")

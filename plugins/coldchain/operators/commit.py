@@ -1,0 +1,50 @@
+"""Publish what was proven, and advance the watermark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import Asset, BaseOperator
+
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import format_us
+from coldchain.failures import as_airflow_failures
+
+
+class WatermarkCommitOperator(BaseOperator):
+    """Move `main` to the proven snapshot by compare-and-set and record it; emit the table's Asset event.
+
+    Args:
+        spec: the table.
+        read_task_id: the task whose plan is published.
+    """
+
+    def __init__(self, *, spec: TableSpec, read_task_id: str, **kwargs: Any) -> None:
+        self.asset = Asset(name=spec.target, uri=f"coldchain://{spec.target.replace('.', '/')}")
+        super().__init__(outlets=[self.asset], **kwargs)
+        self.spec = spec
+        self.read_task_id = read_task_id
+
+    def execute(self, context: Any) -> None:
+        """Publish this run's proven stage; succeed where it is published already."""
+        from coldchain import protocol
+        from coldchain.turns import turn_of, work_of
+
+        with as_airflow_failures():
+            work, turn = work_of(context, self.read_task_id), turn_of(self.spec, context)
+            stage = None if work is None else protocol.latest_stage(turn, work, "validated")
+            if work is None or stage is None:
+                self.log.info("%s: everything is published already", self.spec.name)
+                protocol.finish_idle(turn)
+                return
+            watermark_us = protocol.publish(turn, stage, work)
+            rows = sum(segment.fingerprint.rows for segment in stage.segments)
+            until = "none" if watermark_us is None else format_us(watermark_us)
+            self.log.info("%s: %s rows in %d windows are published, watermark %s", self.spec.name, f"{rows:,}",
+                          len(stage.segments), until)  # fmt: skip
+            context["outlet_events"][self.asset].extra = {
+                "start": format_us(stage.segments[0].window.start_us),
+                "end": format_us(stage.segments[-1].window.end_us),
+                "rows": rows,
+                "snapshot_id": str(stage.snapshot_id),
+            }

@@ -1,0 +1,403 @@
+"""The protocol: take a table, compare it, and - once a stage is proven - publish it. All of it, in one place.
+
+The one rule: a run makes Iceberg equal to ClickHouse over the windows that it is asked for. Staging is the Spark
+job's (`coldchain_spark.offload`), the proof is `coldchain.proof`; what a reader of `main` sees changes only in
+`publish` below.
+
+Who may write what, and when we die here:
+
+    take      raises the token; decides what a dead committer left; makes the ledger agree with `main`
+    read      writes only what needs no row moved: origin, empty windows, the repaired watermark row
+    publish   (1) `main` must be the base that was proven; (2) segments become `publishing`, refused on any overlap;
+              (3) under the locked lease: token checked, `main` moved by compare-and-set, segments published.
+              Dying between (2) and (3), or inside (3), leaves `publishing` rows, and `main` tells the next `take`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from coldchain.core import fingerprint, plan, request
+from coldchain.core.errors import ColdchainError, CommitUnknown, ForeignFiles, SourceShrank, StageGone, Superseded
+from coldchain.core.job import Stage, Work
+from coldchain.core.plan import Plan, Rules, Segment
+from coldchain.core.request import Request
+from coldchain.core.table import TableSpec
+from coldchain.core.typemap import Column
+from coldchain.core.windows import Window, format_us, merge
+from coldchain.lake import Lake, base_of, check_schema, head_of, live_files, publish as move_main
+from coldchain.source import Extent, Source
+from coldchain.store.ledger import Base, Comparison, Ledger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A table in the hands of one run."""
+
+    spec: TableSpec
+    run_key: str
+    ledger: Ledger
+    lake: Lake
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What read_watermark found: `work` is None where nothing has to move."""
+
+    token: str
+    work: Work | None
+    plan: Plan
+    watermark_us: int | None
+    sentence: str
+
+
+def take(turn: Turn) -> str:
+    """Take the table's lease under a new token, and heal what a dead holder left.
+
+    Raises:
+        LeaseHeld: another run has it.
+        ForeignFiles: `main` holds files that no segment owns.
+    """
+    turn.ledger.register(turn.spec)
+    token = turn.ledger.acquire(turn.spec.name, turn.run_key)
+    try:
+        _heal(turn, token)
+    except Exception:
+        turn.ledger.release(turn.spec.name, token)
+        raise
+    return token
+
+
+def _heal(turn: Turn, token: str) -> None:
+    """Decide what is still `publishing` by `main`'s head, then make the segments what `main` holds."""
+    name, ledger = turn.spec.name, turn.ledger
+    table = turn.lake.load(turn.spec.target)
+    for left in ledger.publishing(name):
+        if table is not None and head_of(table) == left.snapshot_id:
+            ledger.finalise(name, token, left.snapshot_id, base_of(table))
+            log.warning("%s: snapshot %d had been published by a task that died; recorded now", name, left.snapshot_id)
+        else:
+            ledger.take_back(name, token, left.snapshot_id)
+            log.warning("%s: snapshot %d was never published; taken back", name, left.snapshot_id)
+    base = ledger.state(name).base
+    if table is None:
+        _reconcile(turn, token, {}, None)
+    elif base != base_of(table):
+        _reconcile(turn, token, live_files(table, head_of(table)), base_of(table))
+
+
+def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -> None:
+    """Make the segments agree with `main`, which is the truth about Iceberg: others may have moved it."""
+    name = turn.spec.name
+    live = set(live)
+    segments = turn.ledger.segments(name)
+    lost = [s for s in segments if not live.issuperset(s.paths)]
+    kept = [s for s in segments if live.issuperset(s.paths)]
+    unowned = live.difference(path for s in kept for path in s.paths)
+    restored: list[Segment] = []
+    for old in turn.ledger.superseded(name, unowned) if unowned else ():
+        rivals = [s for s in (*kept, *restored) if s.window.overlaps(old.window)]
+        if unowned.issuperset(old.paths) and all(not s.paths for s in rivals):
+            restored.append(old)
+            lost += rivals
+            unowned.difference_update(old.paths)
+    if unowned:
+        paths = sorted(unowned)
+        raise ForeignFiles(
+            f"table={name}: main of {turn.spec.target} holds {len(paths)} files that no segment owns, as {paths[0]}: "
+            "remove them or roll main back, nothing moves until then"
+        )
+    if not lost and not restored and turn.ledger.state(name).base == base:
+        return
+    turn.ledger.reconcile(name, token, [s.segment_id for s in lost], [s.segment_id for s in restored], base)
+    if lost or restored:
+        log.warning("%s: main had been moved by others: %d segments lost, %d back; their windows are planned again",
+                    name, len(lost), len(restored))  # fmt: skip
+
+
+def rules_for(spec: TableSpec, version: str, now_us: int, allow_shrink: frozenset[int]) -> Rules:
+    """Turn a table's settings into what the planner must respect at this moment of the source's clock."""
+    forgotten = None if spec.retention_us is None else now_us - spec.retention_us
+    return Rules(
+        grid_us=spec.grid_us,
+        partition_unit=spec.partition_unit,
+        version=version,
+        max_windows=spec.max_windows,
+        max_window_rows=spec.max_window_rows,
+        sealed_before_us=None if forgotten is None else forgotten + spec.seal_margin_us,
+        forgotten_before_us=forgotten,
+        allow_shrink=allow_shrink,
+    )
+
+
+def compare(
+    turn: Turn, source: Source, columns: tuple[Column, ...], wanted: list[Window], rules: Rules
+) -> tuple[Plan, dict[int, fingerprint.Fingerprint], int]:
+    """Fingerprint the source over the windows, widened to whole segments, and plan.
+
+    Returns the plan, the source's buckets and their size in microseconds. SourceShrank names what was lost.
+    """
+    if not wanted:
+        return Plan(), {}, rules.grid_us
+    hull = Window(wanted[0].start_us, wanted[-1].end_us)
+    segments = turn.ledger.segments(turn.spec.name, hull)
+    widened = plan.widen(wanted, segments)
+    grid_us = plan.comparison_grid_us(rules.grid_us, segments)
+    buckets = source.buckets(columns, widened, grid_us)
+    found = plan.make_plan(widened, segments, buckets, rules)
+    if found.shrunk:
+        raise SourceShrank(_shrunk_sentence(turn.spec, found.shrunk))
+    return found, buckets, grid_us
+
+
+def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
+    first = shrunk[0]
+    ids = [s.segment_id for s in shrunk]
+    return (
+        f"table={spec.name} window={first.window} segment={first.segment_id}: the source holds {first.source}, "
+        f"{first.published} are published{f' (and {len(ids) - 1} more segments)' if ids[1:] else ''}; "
+        f"nothing was replaced: find out why {spec.source} lost rows, or run with allow_shrink={ids} to accept it"
+    )
+
+
+def read(turn: Turn, source: Source, asked: Request) -> Reading:
+    """Find out what must move. With nothing to do the lease is given back; `mode=plan` changes nothing at all."""
+    token = take(turn)
+    try:
+        reading = _read(turn, source, asked, token)
+    except Exception:
+        turn.ledger.release(turn.spec.name, token)
+        raise
+    if reading.work is None:
+        turn.ledger.release(turn.spec.name, token)
+    return reading
+
+
+def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
+    spec, ledger = turn.spec, turn.ledger
+    turn.ledger.note(spec.name, token, turn.run_key, "started")
+    if said := ledger.repair_watermark_row(spec.name):
+        log.warning("%s: the watermark row said %s and was repaired from the segments", spec.name, said)
+    source.preflight()
+    columns = source.columns()
+    if (table := turn.lake.load(spec.target)) is not None:
+        check_schema(spec, columns, table)
+    extent = source.extent()
+    state = ledger.state(spec.name)
+    origin_us = min((us for us in (state.origin_us, extent.origin_us) if us is not None), default=None)
+    wanted, until_us = request.windows_to_compare(
+        asked,
+        now_us=extent.now_us,
+        grid_us=spec.grid_us,
+        lateness_us=spec.lateness_us,
+        late_horizon_us=spec.late_horizon_us,
+        origin_us=origin_us,
+        watermark_us=_before_older_rows(state.watermark_us, state.origin_us, origin_us),
+        compared_to_us=state.compared_to_us,
+        last_rows_us=state.last_rows_us,
+    )
+    version = fingerprint.version(columns)
+    rules = rules_for(spec, version, extent.now_us, asked.allow_shrink)
+    found, _, grid_us = compare(turn, source, columns, wanted, rules)
+    if asked.mode == "plan":
+        return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent))
+    _warn(spec, found)
+    is_complete = asked.window is None and not found.deferred
+    is_idle = not found.windows
+    watermark_us = ledger.record_comparison(
+        spec.name,
+        token,
+        Comparison(
+            origin_us=origin_us,
+            compared_to_us=until_us if is_complete and is_idle else None,
+            version=version,
+            grid_us=grid_us,
+            empty=found.empty,
+            expired=found.expired,
+        ),
+    )
+    if is_idle:
+        ledger.note(spec.name, token, turn.run_key, "idle")
+        ledger.mark(spec.name, "success")
+        return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}")
+    ledger.mark(spec.name, "running")
+    work = Work(
+        windows=tuple((planned.window, planned.fingerprint) for planned in found.windows),
+        compared_to_us=until_us if is_complete else None,
+        allow_shrink=asked.allow_shrink,
+    )
+    return Reading(token, work, found, watermark_us, _plan_sentence(spec, found, extent))
+
+
+def _before_older_rows(watermark_us: int | None, old_origin_us: int | None, origin_us: int | None) -> int | None:
+    """Start over from a new origin where rows older than the known one have turned up."""
+    moved_back = origin_us is not None and old_origin_us is not None and origin_us < old_origin_us
+    return origin_us if moved_back else watermark_us
+
+
+def _until(watermark_us: int | None) -> str:
+    return "the source is empty" if watermark_us is None else f"watermark {format_us(watermark_us)}"
+
+
+def _plan_sentence(spec: TableSpec, found: Plan, extent: Extent) -> str:
+    if not found.windows:
+        return f"{spec.name}: nothing would move; {len(found.empty)} windows without rows"
+    first, last = found.windows[0].window, found.windows[-1].window
+    changed = sum(bool(planned.replaces) for planned in found.windows)
+    return (
+        f"{spec.name}: {len(found.windows)} windows ({changed} of them replace what is published) with {found.rows:,} "
+        f"rows from {format_us(first.start_us)} to {format_us(last.end_us)}, "
+        f"{len(found.deferred)} left for the next run; the source's newest row is of "
+        f"{'never' if extent.newest_us is None else format_us(extent.newest_us)}"
+    )
+
+
+def _warn(spec: TableSpec, found: Plan) -> None:
+    if found.sealed:
+        log.warning("%s: sealed segments %s differ from the source and stay as they are: the source has begun to "
+                    "forget them", spec.name, list(found.sealed))  # fmt: skip
+    for window in found.expired:
+        log.error("%s: the source forgot %s before it was moved; the watermark stops there", spec.name, window)
+
+
+def is_done(turn: Turn, work: Work) -> bool:
+    """Tell whether all that a plan wanted is published already, by this run or another."""
+    for window, wanted in work.windows:
+        segments = turn.ledger.segments(turn.spec.name, window)
+        covered = merge(s.window for s in segments)
+        have = fingerprint.total(s.fingerprint for s in segments if window.covers(s.window))
+        if covered != [window] or have != wanted:
+            return False
+    return True
+
+
+def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
+    """Return what this run staged and nobody has published yet, or None where nothing is left to do.
+
+    Args:
+        turn: the table and run.
+        work: what the run's plan wanted.
+        event: `staged` to validate it, `validated` to publish it.
+
+    Raises:
+        StageGone: there is something to do but no such stage.
+        Fenced: a later attempt has the table.
+    """
+    events = turn.ledger.attempts(turn.spec.name, turn.run_key)
+    stage, seen = None, set()
+    for attempt in events:
+        if attempt.event in ("committed", "idle"):
+            return None
+        seen.add(attempt.event)
+        if attempt.event == "staged":
+            stage = Stage.from_json(attempt.detail)
+            break
+        if attempt.event == "started":
+            break
+    if stage is None or event not in seen:
+        if is_done(turn, work):
+            return None
+        raise StageGone(
+            f"table={turn.spec.name}: nothing {event} by {turn.run_key} is left to work on: "
+            f"clear the table's {'offload' if stage is None else 'validate'} task with everything downstream"
+        )
+    try:
+        turn.ledger.renew(turn.spec.name, stage.token)
+    except ColdchainError:
+        if is_done(turn, work):
+            return None
+        raise
+    return stage
+
+
+def publish(turn: Turn, stage: Stage, work: Work) -> int | None:
+    """Publish a proven stage and return the new watermark; see the module's text for its three steps.
+
+    Raises:
+        Superseded: `main` or the segments moved since staging; nothing was published.
+        Fenced: a later attempt has the table.
+        CommitUnknown: the catalog can't be asked whether `main` moved; the next `take` decides.
+    """
+    name, ledger = turn.spec.name, turn.ledger
+    head = head_of(turn.lake.require(turn.spec.target))
+    if head == stage.snapshot_id:
+        watermark_us = _finish(turn, stage)
+    elif head == stage.base_snapshot_id:
+        for left in ledger.publishing(name):  # of an earlier try of this very task: main says it never moved
+            ledger.take_back(name, stage.token, left.snapshot_id)
+        ledger.begin_publish(name, stage.token, stage)
+        ledger.note(name, stage.token, turn.run_key, "publishing", {"snapshot_id": str(stage.snapshot_id)})
+        watermark_us = _move(turn, stage)
+    else:
+        raise Superseded(
+            f"table={name}: main moved from {stage.base_snapshot_id} to {head} since staging; nothing was published: "
+            "clear the table's offload task, or let the next run plan it again"
+        )
+    _record_end(turn, stage, work)
+    return watermark_us
+
+
+def _move(turn: Turn, stage: Stage) -> int | None:
+    name, target = turn.spec.name, turn.spec.target
+    move = partial(move_main, turn.lake, target, stage.snapshot_id, stage.base_snapshot_id, stage.token)
+    try:
+        return turn.ledger.publish(name, stage.token, move)
+    except Superseded:
+        turn.ledger.take_back(name, stage.token, stage.snapshot_id)
+        raise
+    except CommitUnknown as error:  # main alone says whether the commit landed
+        log.warning("%s: %s", name, error)
+        head = head_of(turn.lake.require(target))
+        if head == stage.snapshot_id:
+            return _finish(turn, stage)
+        turn.ledger.take_back(name, stage.token, stage.snapshot_id)
+        raise Superseded(
+            f"table={name}: the commit's answer was lost, and main is at {head}: nothing was published; "
+            "clear the table's offload task, or let the next run plan it again"
+        ) from error
+
+
+def _finish(turn: Turn, stage: Stage) -> int | None:
+    """Record what `main` shows to be published; harmless where a ledger's lost answer hid that it was recorded."""
+    table = turn.lake.require(turn.spec.target)
+    if any(left.snapshot_id == stage.snapshot_id for left in turn.ledger.publishing(turn.spec.name)):
+        return turn.ledger.finalise(turn.spec.name, stage.token, stage.snapshot_id, base_of(table))
+    return turn.ledger.state(turn.spec.name).watermark_us
+
+
+def _record_end(turn: Turn, stage: Stage, work: Work) -> None:
+    """Record the outcome and give the lease back; what is published stays so if this fails, and a retry repeats it."""
+    name = turn.spec.name
+    staged = [segment.window for segment in stage.segments]
+    if work.compared_to_us is not None and all(any(s.covers(w) for s in staged) for w, _ in work.windows):
+        turn.ledger.set_compared_to(name, stage.token, work.compared_to_us)
+    turn.ledger.note(
+        name,
+        stage.token,
+        turn.run_key,
+        "committed",
+        {"snapshot_id": str(stage.snapshot_id), "rows": sum(s.fingerprint.rows for s in stage.segments)},
+    )
+    turn.ledger.mark(name, "success", seconds=_seconds(turn))
+    turn.ledger.release(name, stage.token)
+
+
+def _seconds(turn: Turn) -> float | None:
+    """Return how long the run took for this table, from its first start to its last event."""
+    events = turn.ledger.attempts(turn.spec.name, turn.run_key)
+    last_end = next((at for at, attempt in enumerate(events[1:], 1) if attempt.event in ("committed", "idle")), None)
+    starts = [attempt.at_us for attempt in events[:last_end] if attempt.event == "started"]
+    return (events[0].at_us - starts[-1]) / 1e6 if starts else None
+
+
+def finish_idle(turn: Turn) -> None:
+    """Give back the lease of a run that found everything published, and say so in the watermark row."""
+    lease = turn.ledger.lease(turn.spec.name)
+    if lease.holder == turn.run_key:
+        turn.ledger.mark(turn.spec.name, "success")
+        turn.ledger.release(turn.spec.name, lease.token)

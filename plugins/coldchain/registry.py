@@ -1,0 +1,221 @@
+"""Read the table registry: YAML checked against its JSON Schema, every problem with file, line, table and field.
+
+Reading never raises over a bad entry: the entry becomes a BadTable, whose task group fails with the sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import DAY_US
+
+DEFAULT_PATH = Path(__file__).parents[2] / "include" / "tables.yaml"
+LAYERS = ("bronze", "silver", "gold")
+_UNIT_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": DAY_US}
+_DURATIONS = ("grid", "lateness", "late_horizon", "retention", "seal_margin")
+_FALLBACK = {
+    "read": "raw", "grid": "15m", "lateness": "60s", "late_horizon": "24h", "change_detection": "fingerprint",
+    "retention": None, "seal_margin": "12h", "max_windows": 96, "max_window_rows": 20_000_000, "enabled": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BadTable:
+    """An entry that can't be used: its task fails with `problems`, all of them at once."""
+
+    name: str
+    layer: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The tables in the file's order, and what is wrong with the others."""
+
+    tables: tuple[TableSpec, ...]
+    bad: tuple[BadTable, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every problem, one sentence each."""
+        return tuple(problem for bad in self.bad for problem in bad.problems)
+
+    def table(self, name: str) -> TableSpec:
+        """Return a table by name; KeyError for an unknown one."""
+        return {table.name: table for table in self.tables}[name]
+
+
+Path_ = tuple[str | int, ...]
+
+
+class _LineLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+    """Loads plain YAML only, refuses duplicate keys, and remembers the line of every node by its path."""
+
+
+def _read(text: str) -> tuple[Any, dict[Path_, int]]:
+    """Load YAML with the 1-based line of every path."""
+    loader = _LineLoader(text)
+    try:
+        root = loader.get_single_node()
+        lines: dict[Path_, int] = {}
+        if root is None:
+            return {}, lines
+        _walk(root, (), lines)
+        return loader.construct_document(root), lines
+    finally:
+        loader.dispose()
+
+
+def _walk(node: Any, path: Path_, lines: dict[Path_, int]) -> None:
+    lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+            _walk(value, (*path, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(value, (*path, index), lines)
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    schema = json.loads((DEFAULT_PATH.parent / "tables.schema.json").read_text(encoding="utf-8"))
+    return Draft202012Validator(schema)
+
+
+def load_registry(path: Path = DEFAULT_PATH) -> Registry:
+    """Read the registry; a file that can't be read at all becomes one BadTable named `registry`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data, lines = _read(text)
+    except (OSError, UnicodeDecodeError) as error:
+        return _unreadable(path, str(error))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        return _unreadable(path, f"{path.name}{line}: {getattr(error, 'problem', None) or error}")
+    if not isinstance(data, Mapping) or not isinstance(data.get("tables"), list):
+        return _unreadable(path, f"{path.name} line 1: must hold a list named tables")
+    return _build(path, data, lines)
+
+
+def _unreadable(path: Path, why: str) -> Registry:
+    return Registry((), (BadTable("registry", "bronze", (f"the registry {path} can't be read: {why}",)),))
+
+
+def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> Registry:
+    problems: dict[int | None, list[str]] = {}
+    for error in _validator().iter_errors(data):
+        where = tuple(error.absolute_path)
+        entry = where[1] if len(where) > 1 and where[0] == "tables" else None
+        problems.setdefault(entry if isinstance(entry, int) else None, []).append(_sentence(path, error, data, lines))
+    defaults = {**_FALLBACK, **(data.get("defaults") or {})} if None not in problems else dict(_FALLBACK)
+    raw = data["tables"]
+    counts = Counter(str(entry.get("target", "")).lower() for entry in raw if isinstance(entry, Mapping))
+    tables, bad = [], []
+    if None in problems:
+        bad.append(BadTable("registry", "bronze", tuple(problems[None])))
+    for index, entry in enumerate(raw):
+        found = list(problems.get(index, ()))
+        if not found and None not in problems:
+            merged = {**defaults, **entry}
+            say = _Say(path, lines, index, _name_of(entry, index))
+            found = list(_check(merged, entry, counts, say))
+            if not found:
+                tables.append(_spec(merged))
+                continue
+        if found:
+            layer = entry.get("layer") if isinstance(entry, Mapping) else None
+            bad.append(BadTable(_name_of(entry, index), layer if layer in LAYERS else "bronze", tuple(found)))
+    return Registry(tuple(tables), tuple(_uniquely_named(bad, {table.name for table in tables})))
+
+
+def _uniquely_named(bad: list[BadTable], taken: set[str]) -> Iterator[BadTable]:
+    for entry in bad:
+        name, number = entry.name, 2
+        while name in taken:
+            name, number = f"{entry.name}_{number}", number + 1
+        taken.add(name)
+        yield BadTable(name, entry.layer, entry.problems)
+
+
+def _name_of(entry: Any, index: int) -> str:
+    target = entry.get("target") if isinstance(entry, Mapping) else None
+    name = str(target or "").rpartition(".")[2]
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", name, re.ASCII) else f"entry_{index + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Say:
+    path: Path
+    lines: Mapping[Path_, int]
+    index: int
+    name: str
+
+    def __call__(self, field: str, value: Any, allowed: str) -> str:
+        line = self.lines.get(("tables", self.index, field)) or self.lines.get(("tables", self.index), 0)
+        return f"{self.path.name} line {line}: table {self.name}: {field}={value!r} is not allowed: {allowed}"
+
+
+def _sentence(path: Path, error: ValidationError, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> str:
+    where = tuple(error.absolute_path)
+    line = next((lines[where[:end]] for end in range(len(where), -1, -1) if where[:end] in lines), 1)
+    in_table = len(where) > 1 and where[0] == "tables" and isinstance(where[1], int)
+    name = f"table {_name_of(data['tables'][where[1]], where[1])}" if in_table else "registry"  # type: ignore[index]
+    field = ".".join(str(part) for part in (where[2:] if in_table else where))
+    return f"{path.name} line {line}: {name}: {field + ': ' if field else ''}{_allowed(error)}"
+
+
+def _allowed(error: ValidationError) -> str:
+    value = repr(error.instance)
+    value = value if len(value) <= 80 else value[:77] + "..."
+    if error.validator == "pattern":
+        return f"{value} is not allowed: it must match {error.validator_value}"
+    if error.validator == "enum":
+        return f"{value} is not allowed: write one of {', '.join(map(str, error.validator_value))}"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        allowed = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(allowed), key=str)
+        return f"unknown field {', '.join(map(str, unknown))}: allowed are {', '.join(allowed)}"
+    return str(error.message)
+
+
+def duration_us(text: str) -> int:
+    """Read a duration such as `15m` or `7d`, in microseconds."""
+    return int(text[:-1]) * _UNIT_US[text[-1]]
+
+
+def _check(merged: Mapping[str, Any], entry: Mapping[str, Any], counts: Counter[str], say: _Say) -> Iterator[str]:
+    """Check what a JSON Schema can't say."""
+    grid_us = duration_us(merged["grid"])
+    if grid_us < 60_000_000 or DAY_US % grid_us:
+        yield say("grid", merged["grid"], "at least 1m, and it must divide a day")
+    if merged["partitioning"].partition("(")[2] != f"{merged['event_time']})":
+        yield say("partitioning", merged["partitioning"], f"it must be over event_time, {merged['event_time']}")
+    if counts[str(entry["target"]).lower()] > 1:
+        yield say("target", entry["target"], "every target, whatever its case, may be there once")
+    if merged["retention"] and duration_us(merged["retention"]) <= duration_us(merged["seal_margin"]):
+        yield say("retention", merged["retention"], f"it must be longer than seal_margin={merged['seal_margin']}")
+
+
+def _spec(merged: Mapping[str, Any]) -> TableSpec:
+    values = {key: value for key, value in merged.items() if key not in _DURATIONS}
+    for name in _DURATIONS:
+        values[f"{name}_us"] = None if merged[name] is None else duration_us(merged[name])
+    values["key"], values["sort_order"] = tuple(merged["key"]), tuple(merged["sort_order"])
+    return TableSpec(name=merged["target"].rpartition(".")[2], **values)

@@ -1,0 +1,210 @@
+"""What holds right now: `python -m coldchain.report status`, and `verify`, which reads every published file again.
+
+Both read the addresses from the environment (`make up` writes them to the env file). Exit code 1: something differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core import fingerprint
+from coldchain.core.errors import ColdchainError
+from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
+from coldchain.core.plan import Segment, comparison_grid_us
+from coldchain.core.sql import Query, quote_table
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import Window, format_us
+from coldchain.lake import Lake, columns_of, head_of, live_files
+from coldchain.proof import read_files
+from coldchain.registry import DEFAULT_PATH, load_registry
+from coldchain.settings import Settings
+from coldchain.source import Source
+from coldchain.store.postgres import PostgresLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Open services, as the report's functions share them."""
+
+    client: HttpClickHouse
+    ledger: PostgresLedger
+    lake: Lake
+
+    @classmethod
+    def open(cls, settings: Settings) -> Services:
+        """Address all services; each is reached when it is first used."""
+        return cls(
+            HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password),
+            PostgresLedger.from_uri(settings.ledger_uri),
+            Lake(settings.catalog_properties),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One table as `status` shows it; `differing` are segments whose fingerprint is not the source's."""
+
+    name: str
+    watermark_us: int | None
+    lag_s: float | None
+    segments: int
+    source_rows: int
+    iceberg_rows: int
+    differing: tuple[Window, ...]
+    sealed: int
+    seconds: float | None
+    state: str
+
+    @property
+    def proof(self) -> str:
+        """A word for a person."""
+        if self.differing:
+            return f"{len(self.differing)} windows differ"
+        return "equal" if self.segments else "nothing published"
+
+
+def _sealed_before(spec: TableSpec, now_us: int) -> int | None:
+    return None if spec.retention_us is None else now_us - spec.retention_us + spec.seal_margin_us
+
+
+def _source_of(services: Services, spec: TableSpec, segments: Sequence[Segment]) -> list[tuple[Segment, Fingerprint]]:
+    """Fingerprint the source over every segment, with the columns it has now."""
+    source = Source(services.client, spec)
+    columns = source.columns()
+    grid_us = comparison_grid_us(spec.grid_us, segments)
+    buckets = source.buckets(columns, [segment.window for segment in segments], grid_us)
+    return [(segment, total(within(buckets, segment.window).values())) for segment in segments]
+
+
+def status_of(services: Services, spec: TableSpec) -> Status:
+    """Compare what the ledger says is published with the source as it is now."""
+    services.ledger.register(spec)
+    state = services.ledger.state(spec.name)
+    now_us = Source(services.client, spec).extent().now_us
+    final = " FINAL" if spec.read == "final" else ""
+    ((rows,),) = services.client(Query(f"SELECT count() FROM {quote_table(spec.source)}{final}", {}))
+    segments = services.ledger.segments(spec.name)
+    sealed_before = _sealed_before(spec, now_us)
+    held = [s for s in segments if sealed_before is None or s.window.start_us >= sealed_before]
+    differing = tuple(s.window for s, source in _source_of(services, spec, held) if source != s.fingerprint)
+    table = services.lake.load(spec.target)
+    files = {} if table is None else live_files(table, head_of(table))
+    word, seconds = services.ledger.last_run(spec.name)
+    return Status(
+        name=spec.name,
+        watermark_us=state.watermark_us,
+        lag_s=None if state.watermark_us is None else (now_us - state.watermark_us) / 1e6,
+        segments=sum(s.state == "published" for s in segments),
+        source_rows=int(rows),
+        iceberg_rows=sum(file.record_count for file in files.values()),
+        differing=differing,
+        sealed=len(segments) - len(held),
+        seconds=seconds,
+        state=word,
+    )
+
+
+def verify_table(services: Services, spec: TableSpec) -> list[str]:
+    """Read every published file of a table again and compare it by content; return a sentence per difference.
+
+    A sealed segment, which the source has begun to forget, is compared with its own recorded fingerprint.
+    """
+    services.ledger.register(spec)
+    segments = services.ledger.segments(spec.name)
+    table = services.lake.load(spec.target)
+    if table is None:
+        return [f"{spec.name}: the Iceberg table does not exist"] if segments else []
+    live = live_files(table, head_of(table))
+    owned = {path for segment in segments for path in segment.paths}
+    said = [f"{spec.name}: main holds {path}, which no segment owns" for path in sorted(live.keys() - owned)]
+    said += [f"{spec.name}: {path} is published but main does not hold it" for path in sorted(owned - live.keys())]
+    columns = columns_of(table)
+    found = read_files(spec, columns, sorted(owned & live.keys()), comparison_grid_us(spec.grid_us, segments))
+    now_us = Source(services.client, spec).extent().now_us
+    sealed_before = _sealed_before(spec, now_us)
+    for segment, source in _source_of(services, spec, segments):
+        is_sealed = sealed_before is not None and segment.window.start_us < sealed_before
+        held = total(part for path in segment.paths for part in found.get(path, {}).values())
+        wanted = segment.fingerprint if is_sealed or segment.state == "expired" else source
+        if held != wanted and not (held == EMPTY and wanted == EMPTY):
+            reference = "what was proven was" if is_sealed else "the source holds"
+            said.append(f"{spec.name} window={segment.window}: Iceberg holds {held}, {reference} {wanted}")
+    if fingerprint.version(columns) != fingerprint.version(Source(services.client, spec).columns()):
+        said.append(f"{spec.name}: the source's columns are no longer the table's")
+    return said
+
+
+def _lag(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h {minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m {rest:02d}s"
+
+
+def show_status(rows: Sequence[Status], console: Console) -> None:
+    """Print the status table."""
+    grid = Grid(title=None, header_style="bold")
+    for name in ("table", "watermark", "lag"):
+        grid.add_column(name, no_wrap=True)
+    for name in ("segments", "rows in ClickHouse", "rows in Iceberg"):
+        grid.add_column(name, justify="right")
+    for name in ("proof", "last run", "seconds"):
+        grid.add_column(name)
+    for row in rows:
+        colour = "red" if row.differing else "green" if row.segments else "yellow"
+        grid.add_row(
+            row.name,
+            "-" if row.watermark_us is None else format_us(row.watermark_us),
+            _lag(row.lag_s),
+            f"{row.segments:,}",
+            f"{row.source_rows:,}",
+            f"{row.iceberg_rows:,}",
+            f"[{colour}]{row.proof}[/]",
+            row.state,
+            "-" if row.seconds is None else f"{row.seconds:.1f}",
+        )
+    console.print(grid)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `status` or `verify` over every enabled table of the registry."""
+    logging.getLogger("pyiceberg").setLevel(logging.WARNING)
+    if list(arguments) not in (["status"], ["verify"]):
+        print("usage: python -m coldchain.report status|verify", file=sys.stderr)
+        return 64
+    registry = load_registry(Path(os.environ.get("COLDCHAIN_REGISTRY", DEFAULT_PATH)))
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for problem in registry.problems:
+        console.print(f"[red]{problem}[/]")
+    try:
+        services = Services.open(Settings.from_environment())
+        tables = [table for table in registry.tables if table.enabled]
+        if arguments[0] == "status":
+            rows = [status_of(services, spec) for spec in tables]
+            show_status(rows, console)
+            return 1 if registry.problems or any(row.differing for row in rows) else 0
+        said = []
+        for spec in tables:
+            console.print(f"verifying {spec.name} ...")
+            said += verify_table(services, spec)
+    except ColdchainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for sentence in said:
+        console.print(f"[red]{sentence}[/]")
+    if not said:
+        console.print("[green]every published window equals the source[/]")
+    return 1 if said or registry.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

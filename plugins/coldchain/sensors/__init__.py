@@ -1,0 +1,1 @@
+"""Sensors: one public class per module."""

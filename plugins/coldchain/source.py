@@ -1,0 +1,178 @@
+"""What Coldchain asks of a source table: is it safe to read, what are its columns, what does it hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coldchain.core import fingerprint
+from coldchain.core.errors import Permanent, SchemaDrift, SourceTruncates
+from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
+from coldchain.core.table import TableSpec
+from coldchain.core.typemap import Column, canonical_column
+from coldchain.core.windows import DAY_US, Window, floor_us
+
+Client = Callable[[Query], list[tuple[Any, ...]]]
+
+# A profile with any of these returns part of the rows without an error, and every count agrees with it
+# (seen: read_overflow_mode='break' returned 327,045 of 4,000,000 rows).
+_ALLOWED_SETTINGS = {
+    **dict.fromkeys(
+        (
+            "read_overflow_mode",
+            "read_overflow_mode_leaf",
+            "result_overflow_mode",
+            "timeout_overflow_mode",
+            "timeout_overflow_mode_leaf",
+            "group_by_overflow_mode",
+            "sort_overflow_mode",
+            "set_overflow_mode",
+            "distinct_overflow_mode",
+            "transfer_overflow_mode",
+            "join_overflow_mode",
+        ),
+        "throw",
+    ),
+    "limit": "0",
+    "offset": "0",
+    "additional_table_filters": "{}",
+    "additional_result_filter": "",
+    "skip_unavailable_shards": "0",
+    "do_not_merge_across_partitions_select_final": "0",
+    "final": "0",
+}
+
+# Awkward values, and what cityHash64 makes of each on every version that hashes as the proof's engine does.
+_VECTOR = (
+    ("'', 0, CAST('0.00000001' AS Decimal(38, 8))", 7120104402471013114),
+    ("isNull(CAST(NULL AS Nullable(String))), ifNull(CAST(NULL AS Nullable(String)), '')", 171184428059692272),
+    (
+        "toDateTime64('1969-12-31 23:59:59.999999', 6, 'UTC'), CAST('18446744073709551615' AS Decimal(20, 0))",
+        1101291357504501815,
+    ),
+    ("CAST(-1 AS Int32), CAST(-1 AS Int64), true, toDate32('1900-01-01'), 'naïve €'", 6275531791162741048),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far the source reaches; microseconds. `oldest_us` is None for an empty table."""
+
+    now_us: int
+    oldest_us: int | None
+    newest_us: int | None
+
+    @property
+    def origin_us(self) -> int | None:
+        """The day of the oldest row."""
+        return None if self.oldest_us is None else floor_us(self.oldest_us, DAY_US)
+
+
+class Source:
+    """One ClickHouse table, read through any client that binds a Query's values on the server."""
+
+    def __init__(self, client: Client, spec: TableSpec) -> None:
+        self._client = client
+        self._spec = spec
+
+    def preflight(self) -> None:
+        """Refuse with SourceTruncates a server on which a proof would be worth nothing."""
+        names = sorted(_ALLOWED_SETTINGS)
+        rows = self._client(
+            Query("SELECT name, value FROM system.settings WHERE name IN {names:Array(String)}", {"names": names})
+        )
+        for name, value in rows:
+            allowed = _ALLOWED_SETTINGS[name]
+            if value not in (allowed, ""):
+                raise SourceTruncates(
+                    f"table={self._spec.name}: setting {name}={value!r} of the offload's user can hide rows; allowed "
+                    f"is {allowed!r}: change the user's profile, nothing was moved"
+                )
+        database, table = self._spec.source.split(".")
+        policies = self._client(
+            Query(
+                "SELECT short_name FROM system.row_policies WHERE database IN ({database:String}, '') "
+                "AND table IN ({table:String}, '')",
+                {"database": database, "table": table},
+            )
+        )
+        if policies:
+            raise SourceTruncates(
+                f"table={self._spec.name}: row policy {policies[0][0]} on {self._spec.source} can hide rows from the "
+                "offload's user: drop it, nothing was moved"
+            )
+        check_hash_vector(self._client, f"ClickHouse of table {self._spec.name}")
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return the canonical columns in the source's order; UnsupportedType or SchemaDrift say what does not fit."""
+        database, table = self._spec.source.split(".")
+        rows = self._client(
+            Query(
+                "SELECT name, type FROM system.columns WHERE database = {database:String} AND table = {table:String} "
+                "AND default_kind NOT IN ('ALIAS', 'EPHEMERAL') ORDER BY position",
+                {"database": database, "table": table},
+            )
+        )
+        if not rows:
+            raise Permanent(
+                f"table={self._spec.name}: source {self._spec.source} does not exist, or the offload's user may not "
+                "read it: create it, grant SELECT, or correct the registry"
+            )
+        spec = self._spec
+        named = {name for name, _ in rows}
+        wanted = {spec.event_time, spec.sequence, *spec.key, *spec.sort_order, *spec.types}
+        if missing := sorted(wanted - named):
+            raise SchemaDrift(f"table={spec.name}: the registry names column {', '.join(missing)}, "
+                              f"which {spec.source} does not have; it has {', '.join(sorted(named))}")  # fmt: skip
+        columns = tuple(canonical_column(name, kind, spec.types.get(name)) for name, kind in rows)
+        event_time = next(column for column in columns if column.name == spec.event_time)
+        if event_time.iceberg != "timestamptz" or event_time.nullable:
+            raise SchemaDrift(
+                f"table={spec.name}: event_time={spec.event_time} must be a DateTime or DateTime64 that is not Nullable"
+            )
+        return columns
+
+    def extent(self) -> Extent:
+        """Ask for the source's clock, and for its oldest and newest event time."""
+        micros = f"toUnixTimestamp64Micro(toDateTime64({{f}}({quote(self._spec.event_time)}), 6, 'UTC'))"
+        ((now_us, rows, oldest_us, newest_us),) = self._client(
+            Query(
+                f"SELECT toUnixTimestamp64Micro(now64(6)), count(), {micros.replace('{f}', 'min')}, "
+                f"{micros.replace('{f}', 'max')} FROM {quote_table(self._spec.source)}",
+                {},
+            )
+        )
+        return Extent(int(now_us), int(oldest_us) if rows else None, int(newest_us) if rows else None)
+
+    def buckets(self, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> dict[int, Fingerprint]:
+        """Fingerprint every non-empty bucket of the windows, as the source is now."""
+        if not windows:
+            return {}
+        rows = self._client(fingerprint.source_buckets(self._spec, columns, windows, grid_us))
+        if unhashed := sum(int(row[3]) for row in rows):
+            raise Permanent(f"table={self._spec.name}: {unhashed} rows have no hash; the type map is at fault")
+        return {int(start): Fingerprint(int(count), int(hash_)) for start, count, hash_, _ in rows}
+
+    def counts(self, windows: Sequence[Window], step_us: int) -> dict[int, int]:
+        """Count rows per step, to cut windows into slices."""
+        condition = in_windows(quote(self._spec.event_time), windows)
+        micros = f"toUnixTimestamp64Micro(toDateTime64({quote(self._spec.event_time)}, 6, 'UTC'))"
+        rows = self._client(
+            Query(
+                f"SELECT {micros} - positiveModulo({micros}, {{step:Int64}}) AS step, count() "
+                f"FROM {quote_table(self._spec.source)} WHERE {condition.text} GROUP BY step ORDER BY step",
+                {**condition.parameters, "step": step_us},
+            )
+        )
+        return {int(start): int(count) for start, count in rows}
+
+
+def check_hash_vector(client: Client, what: str) -> None:
+    """Refuse an engine whose cityHash64 differs from the one that the proof uses."""
+    expressions = comma(f"toString(cityHash64({arguments}))" for arguments, _ in _VECTOR)
+    (got,) = client(Query(f"SELECT {expressions}", {}))
+    wrong = [arguments for (arguments, want), have in zip(_VECTOR, got, strict=True) if int(have) != want]
+    if wrong:
+        raise SourceTruncates(f"{what} hashes {wrong[0]} in another way: no proof is possible with this version")

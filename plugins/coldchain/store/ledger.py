@@ -1,0 +1,153 @@
+"""What the protocol asks of the ledger. Every write that a fenced attempt must not make takes the token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from coldchain.core.job import Stage
+from coldchain.core.plan import Segment
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The Iceberg table as the ledger last left it: if the catalog differs, somebody else was there."""
+
+    iceberg_uuid: str
+    metadata_location: str
+    main_snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """What the ledger knows of a table besides its segments; instants in microseconds."""
+
+    origin_us: int | None
+    compared_to_us: int | None
+    watermark_us: int | None
+    last_rows_us: int | None  # end of the last segment that holds rows
+    base: Base | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """Who holds a table's lease; `seconds_left` is 0 where nobody does."""
+
+    token: str
+    holder: str | None
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What reading the watermark established without moving a row: written in one transaction."""
+
+    origin_us: int | None
+    compared_to_us: int | None  # only once everything that was found is published
+    version: str
+    grid_us: int
+    empty: Sequence[Window] = ()
+    expired: Sequence[Window] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """Rows that a committer left in state `publishing`: one snapshot, of which the outcome is not yet recorded."""
+
+    token: str
+    snapshot_id: int
+    base_snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One event of the append-only record of attempts."""
+
+    token: str
+    event: str
+    detail: dict[str, Any]
+    at_us: int
+
+
+LEASE_SECONDS = 300
+
+
+class Ledger(Protocol):
+    """State of every table. Each method is one transaction; PostgreSQL away or refusing raises Unavailable."""
+
+    def register(self, table: TableSpec) -> None:
+        """Make the table known; harmless when it is."""
+
+    def acquire(self, name: str, holder: str) -> str:
+        """Take the free, expired or own lease, raise its token, and return it; LeaseHeld names who has it."""
+
+    def renew(self, name: str, token: str) -> None:
+        """Extend the lease of a token that nobody has overtaken, else raise Fenced."""
+
+    def release(self, name: str, token: str) -> None:
+        """Give the lease back; does nothing where the token was overtaken."""
+
+    def lease(self, name: str) -> LeaseState:
+        """Look at the lease without touching it."""
+
+    def state(self, name: str) -> TableState:
+        """Read origin, watermark (derived from the segments) and base."""
+
+    def segments(self, name: str, window: Window | None = None) -> list[Segment]:
+        """Read the published, empty and expired segments that overlap the window, in order of time."""
+
+    def publishing(self, name: str) -> list[Publishing]:
+        """Read what a committer left undecided; at most one entry per snapshot."""
+
+    def superseded(self, name: str, paths: Collection[str]) -> list[Segment]:
+        """Read superseded segments that own any of the paths, the newest first: what a rollback brought back."""
+
+    def record_comparison(self, name: str, token: str, comparison: Comparison) -> int | None:
+        """Record origin, comparison, empty and expired windows; return the watermark. Fenced if overtaken."""
+
+    def set_compared_to(self, name: str, token: str, compared_to_us: int) -> None:
+        """Record up to where everything that a comparison found is published. Fenced if overtaken."""
+
+    def set_base(self, name: str, token: str, base: Base) -> None:
+        """Record the Iceberg table as we leave it. Fenced if overtaken."""
+
+    def begin_publish(self, name: str, token: str, stage: Stage) -> None:
+        """Insert the stage's segments as `publishing`: overlaps and stale plans are refused before anything is visible.
+
+        Raises Fenced if overtaken, Superseded if what the segments overlap is not exactly what they replace.
+        """
+
+    def publish(self, name: str, token: str, move: Callable[[], Base]) -> int | None:
+        """Under the lease's row lock: check the token, call `move` (which moves `main`), record it as published.
+
+        Returns the watermark. Whatever `move` raises leaves the ledger as it was.
+        """
+
+    def finalise(self, name: str, token: str, snapshot_id: int, base: Base) -> int | None:
+        """Record `publishing` rows as published, for `main` was seen at their snapshot; return the watermark."""
+
+    def take_back(self, name: str, token: str, snapshot_id: int) -> None:
+        """Drop `publishing` rows, for `main` was seen without their snapshot."""
+
+    def reconcile(
+        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+    ) -> None:
+        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base."""
+
+    def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
+        """Append an event to the record of attempts."""
+
+    def attempts(self, name: str, run_key: str) -> list[Attempt]:
+        """Read a run's events for a table, the newest first."""
+
+    def mark(self, name: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
+        """Set the watermark row's status; `success` clears the failure count, `failed` raises it."""
+
+    def last_run(self, name: str) -> tuple[str, float | None]:
+        """Read the watermark row's status and the seconds of the last run that published something."""
+
+    def repair_watermark_row(self, name: str) -> str | None:
+        """Rewrite the watermark row from the segments where it disagrees, and say what it said; None if it agreed."""

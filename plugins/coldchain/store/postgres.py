@@ -1,0 +1,453 @@
+"""The ledger in PostgreSQL. The database's clock decides leases; its constraints decide what may be published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+from psycopg2.extras import DateTimeTZRange
+
+from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Superseded, Unavailable
+from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
+from coldchain.core.plan import Segment
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import Window, format_us, to_datetime, to_us
+from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+
+_SEGMENT = (
+    'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
+)
+# The end of the gap-free run of done segments from the origin; an expired segment holds it.
+_WATERMARK = """
+    WITH known AS (SELECT table_id, origin FROM coldchain.tables WHERE table_id = %(table_id)s),
+    done AS (
+        SELECT lower(s."window") AS s, upper(s."window") AS e, s.state, k.origin,
+               coalesce(lag(upper(s."window")) OVER (ORDER BY lower(s."window")), k.origin) AS reached
+        FROM coldchain.segments s JOIN known k USING (table_id)
+        WHERE s.state IN ('published', 'empty', 'expired') AND upper(s."window") > k.origin
+    )
+    SELECT coalesce(min(CASE WHEN s > reached THEN reached WHEN state = 'expired' THEN s END),
+                    max(e), (SELECT origin FROM known)) FROM done"""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _us(moment: datetime | None) -> int | None:
+    return None if moment is None else to_us(moment)
+
+
+def _moment(us: int | None) -> datetime | None:
+    return None if us is None else to_datetime(us)
+
+
+def _range(window: Window) -> DateTimeTZRange:
+    return DateTimeTZRange(to_datetime(window.start_us), to_datetime(window.end_us), "[)")
+
+
+def _segment(row: tuple[Any, ...]) -> Segment:
+    segment_id, start, end, rows, hash_, version, state, grid_us, buckets, paths, snapshot_id = row
+    return Segment(
+        segment_id=segment_id,
+        window=Window(to_us(start), to_us(end)),
+        fingerprint=Fingerprint(rows, int(hash_)),
+        version=version,
+        state=state,
+        grid_us=grid_us,
+        buckets=buckets_from_json(buckets),
+        paths=tuple(paths),
+        snapshot_id=snapshot_id,
+    )
+
+
+class PostgresLedger:
+    """Implements `coldchain.store.ledger.Ledger` over connections that `connect` opens."""
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._connection: Any = None
+
+    @classmethod
+    def from_uri(cls, uri: str) -> PostgresLedger:
+        """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements and locks."""
+        plain = uri.replace("postgresql+psycopg2://", "postgresql://", 1)
+        return cls(
+            lambda: psycopg2.connect(
+                plain,
+                connect_timeout=10,
+                application_name="coldchain",
+                options="-c statement_timeout=60000 -c lock_timeout=30000",
+            )
+        )
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            with self._connection, self._connection.cursor() as cursor:
+                yield cursor
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            self.close()
+            raise Unavailable(
+                f"the ledger in PostgreSQL failed: {_first_line(error)}; "
+                "check that it is up and that connection coldchain_postgres is right"
+            ) from error
+        except psycopg2.errors.ExclusionViolation as error:
+            raise Superseded(f"the ledger refuses overlapping segments: {error.diag.message_detail}") from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise Permanent(
+                f"the ledger's schema is incomplete: {_first_line(error)}; run python -m coldchain.store.migrate"
+            ) from error
+
+    def _table_id(self, cursor: Any, name: str) -> int:
+        cursor.execute("SELECT table_id FROM coldchain.tables WHERE table_name = %s", (name,))
+        row = cursor.fetchone()
+        if row is None:
+            raise Permanent(f"table={name} is not in the ledger: its read_watermark task registers it")
+        return int(row[0])
+
+    def _epoch(self, cursor: Any) -> str:
+        cursor.execute("SELECT epoch::text FROM coldchain.epoch")
+        return str(cursor.fetchone()[0])
+
+    def _hold(self, cursor: Any, name: str, token: str) -> int:
+        """Lock the lease row, check the token against it, and return the table's id."""
+        table_id = self._table_id(cursor, name)
+        epoch = self._epoch(cursor)
+        cursor.execute("SELECT n, holder FROM coldchain.leases WHERE table_id = %s FOR UPDATE", (table_id,))
+        n, holder = cursor.fetchone()
+        if token != f"{epoch}-{n}":
+            raise Fenced(
+                f"table={name}: token {token} was overtaken by {epoch}-{n} (held by {holder or 'nobody'}); "
+                "nothing was written, the newer attempt goes on"
+            )
+        return table_id
+
+    def register(self, table: TableSpec) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.tables (table_name, source, target) VALUES (%s, %s, %s) "
+                "ON CONFLICT (table_name) DO UPDATE SET source = excluded.source, target = excluded.target "
+                "WHERE (tables.source, tables.target) IS DISTINCT FROM (excluded.source, excluded.target)",
+                (table.name, table.source, table.target),
+            )
+            cursor.execute(
+                "INSERT INTO coldchain.leases (table_id) SELECT table_id FROM coldchain.tables WHERE table_name = %s "
+                "ON CONFLICT DO NOTHING",
+                (table.name,),
+            )
+
+    def acquire(self, name: str, holder: str) -> str:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "UPDATE coldchain.leases SET n = n + 1, holder = %(holder)s, "
+                "expires_at = clock_timestamp() + make_interval(secs => %(seconds)s) "
+                "WHERE table_id = %(table_id)s AND (expires_at <= clock_timestamp() OR holder = %(holder)s) "
+                "RETURNING n",
+                {"holder": holder, "seconds": LEASE_SECONDS, "table_id": table_id},
+            )
+            row = cursor.fetchone()
+            epoch = self._epoch(cursor)
+        if row is None:
+            state = self.lease(name)
+            raise LeaseHeld(
+                f"table={name} is held by {state.holder} for another {state.seconds_left:.0f} s at most: "
+                "this task is tried again"
+            )
+        return f"{epoch}-{row[0]}"
+
+    def renew(self, name: str, token: str) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            cursor.execute(
+                "UPDATE coldchain.leases SET expires_at = clock_timestamp() + make_interval(secs => %s) "
+                "WHERE table_id = %s",
+                (LEASE_SECONDS, table_id),
+            )
+
+    def release(self, name: str, token: str) -> None:
+        with self._transaction() as cursor:
+            self._release(cursor, self._table_id(cursor, name), token)
+
+    def _release(self, cursor: Any, table_id: int, token: str) -> None:
+        cursor.execute(
+            "UPDATE coldchain.leases SET holder = NULL, expires_at = '-infinity' WHERE table_id = %s "
+            "AND (SELECT epoch::text FROM coldchain.epoch) || '-' || n = %s",
+            (table_id, token),
+        )
+
+    def lease(self, name: str) -> LeaseState:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            epoch = self._epoch(cursor)
+            cursor.execute(
+                "SELECT n, holder, CASE WHEN expires_at <= clock_timestamp() THEN 0 "
+                "ELSE extract(epoch FROM expires_at - clock_timestamp()) END FROM coldchain.leases WHERE table_id = %s",
+                (table_id,),
+            )
+            n, holder, seconds = cursor.fetchone()
+        return LeaseState(f"{epoch}-{n}", holder if seconds else None, float(seconds))
+
+    def state(self, name: str) -> TableState:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT origin, compared_to, iceberg_uuid::text, metadata_location, main_snapshot_id, "
+                '(SELECT max(upper("window")) FROM coldchain.segments s WHERE s.table_id = t.table_id '
+                "AND state = 'published') FROM coldchain.tables t WHERE table_id = %s",
+                (table_id,),
+            )
+            origin, compared_to, uuid, location, head, last_rows = cursor.fetchone()
+            watermark_us = self._watermark(cursor, table_id)
+        return TableState(
+            origin_us=_us(origin),
+            compared_to_us=_us(compared_to),
+            watermark_us=watermark_us,
+            last_rows_us=_us(last_rows),
+            base=None if uuid is None else Base(uuid, location, head),
+        )
+
+    def _watermark(self, cursor: Any, table_id: int) -> int | None:
+        cursor.execute(_WATERMARK, {"table_id": table_id})
+        return _us(cursor.fetchone()[0])
+
+    def segments(self, name: str, window: Window | None = None) -> list[Segment]:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            overlaps = "" if window is None else 'AND "window" && %s'
+            cursor.execute(
+                f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s "
+                f"AND state IN ('published', 'empty', 'expired') {overlaps} ORDER BY lower(\"window\")",
+                (table_id,) if window is None else (table_id, _range(window)),
+            )
+            return [_segment(row) for row in cursor.fetchall()]
+
+    def publishing(self, name: str) -> list[Publishing]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT token, snapshot_id, base_snapshot_id FROM coldchain.segments "
+                "WHERE table_id = %s AND state = 'publishing'",
+                (self._table_id(cursor, name),),
+            )
+            return [Publishing(*row) for row in cursor.fetchall()]
+
+    def superseded(self, name: str, paths: Collection[str]) -> list[Segment]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s AND state = 'superseded' "
+                "AND paths && %s ORDER BY segment_id DESC",
+                (self._table_id(cursor, name), list(paths)),
+            )
+            return [_segment(row) for row in cursor.fetchall()]
+
+    def record_comparison(self, name: str, token: str, comparison: Comparison) -> int | None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            cursor.execute(
+                "UPDATE coldchain.tables SET origin = least(origin, %s), compared_to = greatest(compared_to, %s), "
+                "updated_at = clock_timestamp() WHERE table_id = %s",
+                (_moment(comparison.origin_us), _moment(comparison.compared_to_us), table_id),
+            )
+            for state, windows in (("empty", comparison.empty), ("expired", comparison.expired)):
+                for window in windows:
+                    cursor.execute(
+                        'INSERT INTO coldchain.segments (table_id, "window", state, rows, hash, version, grid_us, '
+                        "buckets, token) VALUES (%s, %s, %s, 0, 0, %s, %s, '[]', %s)",
+                        (table_id, _range(window), state, comparison.version, comparison.grid_us, token),
+                    )
+            return self._write_watermark(cursor, name, table_id)
+
+    def set_compared_to(self, name: str, token: str, compared_to_us: int) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.tables SET compared_to = greatest(compared_to, %s), updated_at = clock_timestamp() "
+                "WHERE table_id = %s",
+                (to_datetime(compared_to_us), self._hold(cursor, name, token)),
+            )
+
+    def set_base(self, name: str, token: str, base: Base) -> None:
+        with self._transaction() as cursor:
+            self._write_base(cursor, self._hold(cursor, name, token), base)
+
+    def _write_base(self, cursor: Any, table_id: int, base: Base | None) -> None:
+        cursor.execute(
+            "UPDATE coldchain.tables SET iceberg_uuid = %s, metadata_location = %s, main_snapshot_id = %s, "
+            "updated_at = clock_timestamp() WHERE table_id = %s",
+            (
+                *((base.iceberg_uuid, base.metadata_location, base.main_snapshot_id) if base else (None, None, None)),
+                table_id,
+            ),
+        )
+
+    def begin_publish(self, name: str, token: str, stage: Stage) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            for segment in stage.segments:
+                cursor.execute(
+                    "SELECT coalesce(array_agg(segment_id ORDER BY segment_id), '{}') FROM coldchain.segments "
+                    "WHERE table_id = %s AND \"window\" && %s AND state IN ('published', 'empty', 'expired')",
+                    (table_id, _range(segment.window)),
+                )
+                (overlapped,) = cursor.fetchone()
+                if overlapped != sorted(segment.replaces):
+                    raise Superseded(
+                        f"table={name} window={segment.window}: the stage replaces segments "
+                        f"{sorted(segment.replaces)}, but the ledger now holds {overlapped} there; "
+                        "clear the table's offload task, or let the next run plan it again"
+                    )
+                cursor.execute(
+                    'INSERT INTO coldchain.segments (table_id, "window", state, rows, hash, version, grid_us, buckets,'
+                    " paths, bytes, max_sequence, snapshot_id, base_snapshot_id, replaces, token) "
+                    "VALUES (%s, %s, 'publishing', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                    (
+                        table_id,
+                        _range(segment.window),
+                        segment.fingerprint.rows,
+                        segment.fingerprint.hash,
+                        stage.version,
+                        segment.grid_us,
+                        json.dumps(buckets_to_json(segment.buckets)),
+                        list(segment.paths),
+                        segment.bytes,
+                        segment.max_sequence,
+                        stage.snapshot_id,
+                        stage.base_snapshot_id,
+                        list(segment.replaces),
+                        token,
+                    ),
+                )
+
+    def publish(self, name: str, token: str, move: Callable[[], Base]) -> int | None:
+        with self._transaction() as cursor:
+            # A committer that freezes between the check and the move is cut off, and can't record what it did.
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+            table_id = self._hold(cursor, name, token)
+            base = move()
+            return self._finalise(cursor, name, table_id, base.main_snapshot_id, base)
+
+    def finalise(self, name: str, token: str, snapshot_id: int, base: Base) -> int | None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            return self._finalise(cursor, name, table_id, snapshot_id, base)
+
+    def _finalise(self, cursor: Any, name: str, table_id: int, snapshot_id: int, base: Base) -> int | None:
+        cursor.execute(
+            "UPDATE coldchain.segments SET state = 'superseded', updated_at = clock_timestamp() "
+            "WHERE segment_id IN (SELECT unnest(replaces) FROM coldchain.segments "
+            "WHERE table_id = %s AND state = 'publishing' AND snapshot_id = %s)",
+            (table_id, snapshot_id),
+        )
+        cursor.execute(
+            "UPDATE coldchain.segments SET state = CASE WHEN rows = 0 THEN 'empty' ELSE 'published' END, "
+            "updated_at = clock_timestamp() WHERE table_id = %s AND state = 'publishing' AND snapshot_id = %s",
+            (table_id, snapshot_id),
+        )
+        if cursor.rowcount == 0:
+            raise Superseded(f"table={name}: snapshot {snapshot_id} has no rows in state publishing any more")
+        self._write_base(cursor, table_id, base)
+        return self._write_watermark(cursor, name, table_id)
+
+    def take_back(self, name: str, token: str, snapshot_id: int) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            cursor.execute(
+                "UPDATE coldchain.segments SET state = 'superseded', updated_at = clock_timestamp() "
+                "WHERE table_id = %s AND state = 'publishing' AND snapshot_id = %s",
+                (table_id, snapshot_id),
+            )
+
+    def reconcile(
+        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+    ) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            for state, segment_ids in (("superseded", lost), ("published", restored)):
+                cursor.execute(
+                    "UPDATE coldchain.segments SET state = %s, updated_at = clock_timestamp() "
+                    "WHERE table_id = %s AND segment_id = ANY(%s)",
+                    (state, table_id, list(segment_ids)),
+                )
+            self._write_base(cursor, table_id, base)
+            self._write_watermark(cursor, name, table_id)
+
+    def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.attempts (table_id, token, run_key, event, detail) VALUES (%s, %s, %s, %s, %s)",
+                (self._table_id(cursor, name), token, run_key, event, json.dumps(detail or {})),
+            )
+
+    def attempts(self, name: str, run_key: str) -> list[Attempt]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT token, event, detail, at FROM coldchain.attempts WHERE table_id = %s AND run_key = %s "
+                "ORDER BY attempt_id DESC",
+                (self._table_id(cursor, name), run_key),
+            )
+            return [Attempt(token, event, detail, to_us(at)) for token, event, detail, at in cursor.fetchall()]
+
+    def _write_watermark(self, cursor: Any, name: str, table_id: int) -> int | None:
+        watermark_us = self._watermark(cursor, table_id)
+        cursor.execute(
+            "INSERT INTO coldchain.offload_watermarks AS w (table_name, last_offload_timestamp, "
+            "last_offload_max_sequence, last_offload_row_count) SELECT %(name)s, %(watermark)s, max(max_sequence), "
+            "coalesce(sum(rows), 0) FROM coldchain.segments WHERE table_id = %(table_id)s AND state = 'published' "
+            "ON CONFLICT (table_name) DO UPDATE SET last_offload_timestamp = excluded.last_offload_timestamp, "
+            "last_offload_max_sequence = excluded.last_offload_max_sequence, "
+            "last_offload_row_count = excluded.last_offload_row_count, updated_at = clock_timestamp()",
+            {"name": name, "watermark": _moment(watermark_us), "table_id": table_id},
+        )
+        return watermark_us
+
+    def mark(self, name: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.offload_watermarks AS w (table_name, status, last_error_message, failure_count) "
+                "VALUES (%(name)s, %(status)s, %(error)s, (%(status)s = 'failed')::int) "
+                "ON CONFLICT (table_name) DO UPDATE SET status = excluded.status, updated_at = clock_timestamp(), "
+                "last_error_message = CASE %(status)s WHEN 'success' THEN NULL "
+                "ELSE coalesce(excluded.last_error_message, w.last_error_message) END, "
+                "failure_count = CASE %(status)s WHEN 'success' THEN 0 WHEN 'failed' THEN w.failure_count + 1 "
+                "ELSE w.failure_count END, "
+                "last_successful_run = CASE %(status)s WHEN 'success' THEN clock_timestamp() "
+                "ELSE w.last_successful_run END, "
+                "last_run_duration_seconds = coalesce(%(seconds)s, w.last_run_duration_seconds)",
+                {"name": name, "status": status, "error": error, "seconds": seconds},
+            )
+
+    def last_run(self, name: str) -> tuple[str, float | None]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT status, last_run_duration_seconds FROM coldchain.offload_watermarks WHERE table_name = %s",
+                (name,),
+            )
+            return cursor.fetchone() or ("initialized", None)
+
+    def repair_watermark_row(self, name: str) -> str | None:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT last_offload_timestamp FROM coldchain.offload_watermarks WHERE table_name = %s", (name,)
+            )
+            row = cursor.fetchone()
+            watermark_us = self._watermark(cursor, table_id)
+            said = None if row is None else _us(row[0])
+            if said == watermark_us:
+                return None
+            self._write_watermark(cursor, name, table_id)
+            return "nothing" if said is None else format_us(said)

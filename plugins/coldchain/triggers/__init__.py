@@ -1,0 +1,1 @@
+"""Triggers: one public class per module."""

@@ -1,0 +1,52 @@
+"""Make Iceberg's DataFile from a stamped footer, without reading the file again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pyarrow.parquet as pq
+from pyiceberg.conversions import from_bytes
+from pyiceberg.io.pyarrow import (
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.table import Table
+from pyiceberg.types import PrimitiveType
+
+from coldchain_spark.footer import MAGIC, seal
+from coldchain_spark.stream import Streamed
+
+
+def data_file(table: Table, file: Streamed) -> DataFile:
+    """Describe a file to Iceberg: sizes, counts, bounds and partition, from its footer."""
+    schema = table.schema()
+    metadata = pq.read_metadata(io.BytesIO(MAGIC + seal(file.footer)))
+    statistics = data_file_statistics_from_parquet_metadata(
+        parquet_metadata=metadata,
+        stats_columns=compute_statistics_plan(schema, table.metadata.properties),
+        parquet_column_mapping=parquet_path_to_id_mapping(schema),
+    )
+    return DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=file.path,
+        file_format=FileFormat.PARQUET,
+        partition=statistics.partition(table.spec(), schema),
+        file_size_in_bytes=file.size_bytes,
+        sort_order_id=table.sort_order().order_id,
+        spec_id=table.metadata.default_spec_id,
+        equality_ids=None,
+        key_metadata=None,
+        **statistics.to_serialized_dict(),
+    )
+
+
+def max_sequence(table: Table, column: str, files: Sequence[Streamed]) -> int | None:
+    """Return the largest sequence number of some files, from their bounds; None where there are none."""
+    field = table.schema().find_field(column)
+    if not isinstance(field.field_type, PrimitiveType):
+        return None
+    bounds = [(data_file(table, file).upper_bounds or {}).get(field.field_id) for file in files]
+    return max((int(from_bytes(field.field_type, bound)) for bound in bounds if bound is not None), default=None)

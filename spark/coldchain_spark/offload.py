@@ -1,0 +1,303 @@
+"""The offload of a job's tables, as the Spark driver runs it: look again, stream, stage. It publishes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from coldchain import lake as iceberg
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core import fingerprint
+from coldchain.core.errors import ColdchainError, CommitUnknown, Fenced, SourceMoving, Superseded
+from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
+from coldchain.core.job import JobTable, Stage, StagedSegment
+from coldchain.core.plan import Plan, PlannedWindow
+from coldchain.core.sql import Query
+from coldchain.core.typemap import Column
+from coldchain.core.windows import merge
+from coldchain.lake import Lake
+from coldchain.protocol import Turn, compare, rules_for
+from coldchain.settings import Settings
+from coldchain.source import Source
+from coldchain.store.ledger import LEASE_SECONDS
+from coldchain.store.postgres import PostgresLedger
+from coldchain_spark.datafile import data_file, max_sequence
+from coldchain_spark.slices import STEP_US, Slice, cut, slice_rows
+from coldchain_spark.stream import STREAM_SETTINGS, Failed, Streamed, StreamJob, stream_slice
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 3
+
+Columns = tuple[Column, ...]
+# Runs the function over the items, on executors or here, and returns the results in any order.
+Mapper = Callable[[Callable[[Slice], Streamed | Failed], Sequence[Slice]], list[Streamed | Failed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one table of the job."""
+
+    table: str
+    outcome: str  # staged | idle | failed
+    rows: int = 0
+    windows: int = 0
+    message: str = ""
+    exit_code: int = 0
+
+
+def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) -> Outcome:
+    """Stage one table, and record what happened in the ledger. Errors become an Outcome: other tables go on."""
+    ledger = PostgresLedger.from_uri(settings.ledger_uri)
+    try:
+        with _heartbeat(job, settings):
+            outcome = _Offload(job, settings, ledger, run, cores).run()
+    except ColdchainError as error:
+        outcome = Outcome(job.spec.name, "failed", message=str(error), exit_code=error.exit_code)
+        with contextlib.suppress(ColdchainError):
+            event = "fenced" if isinstance(error, Fenced) else "failed"
+            ledger.note(job.spec.name, job.token, job.run_key, event, {"task": "offload", "error": str(error)})
+    finally:
+        ledger.close()
+    return outcome
+
+
+@contextlib.contextmanager
+def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
+    """Renew the lease while the table is worked on; whoever is overtaken learns it before staging."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        ledger = PostgresLedger.from_uri(settings.ledger_uri)
+        while not stop.wait(LEASE_SECONDS / 5):
+            try:
+                ledger.renew(job.spec.name, job.token)
+            except Fenced:
+                return
+            except ColdchainError as error:
+                log.warning("the lease of %s was not renewed: %s", job.spec.name, error)
+        ledger.close()
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+class _Offload:
+    """One table's way from plan to stage; holds what its steps share."""
+
+    def __init__(self, job: JobTable, settings: Settings, ledger: PostgresLedger, run: Mapper, cores: int) -> None:
+        self.job, self.spec, self.settings, self.ledger, self.map, self.cores = (
+            job, job.spec, settings, ledger, run, cores
+        )  # fmt: skip
+        self.client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+        self.source = Source(self.client, job.spec)
+        self.turn = Turn(job.spec, job.run_key, ledger, Lake(settings.catalog_properties))
+        self.written: list[str] = []
+
+    def run(self) -> Outcome:
+        self.ledger.renew(self.spec.name, self.job.token)
+        columns = self.source.columns()
+        found = self._plan(columns)
+        if not found.windows:
+            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle")
+            return Outcome(self.spec.name, "idle", message="everything asked for is published already")
+        table = self._table(columns)
+        try:
+            stage = self._stage(table, columns, found)
+        except BaseException:
+            self._clean()
+            raise
+        rows = sum(segment.fingerprint.rows for segment in stage.segments)
+        return Outcome(self.spec.name, "staged", rows=rows, windows=len(stage.segments))
+
+    def _plan(self, columns: Columns) -> Plan:
+        wanted = merge(window for window, _ in self.job.work.windows)
+        rules = rules_for(
+            self.spec, fingerprint.version(columns), self.source.extent().now_us, self.job.work.allow_shrink
+        )
+        found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, rules)
+        return found
+
+    def _table(self, columns: Columns) -> Table:
+        table = self.turn.lake.load(self.spec.target)
+        if table is None:
+            table = self.turn.lake.create(self.spec, columns)
+            self.ledger.set_base(self.spec.name, self.job.token, iceberg.base_of(table))
+        iceberg.check_schema(self.spec, columns, table)
+        return table
+
+    def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:
+        known = self.ledger.state(self.spec.name).base
+        if known is None or iceberg.head_of(table) != known.main_snapshot_id:
+            raise Superseded(f"table={self.spec.name}: main moved since the plan: the task is tried again")
+        staged = self._stream(table, columns, found)
+        segments = self.ledger.segments(self.spec.name)
+        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
+        gone = {iceberg.normalised(p) for s in segments if s.segment_id in replaced for p in s.paths}
+        live = iceberg.live_files(table, known.main_snapshot_id)
+        if missing := sorted(gone - live.keys()):
+            raise Superseded(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
+        self.ledger.renew(self.spec.name, self.job.token)
+        new = [data_file(table, file) for file in self.files]
+        snapshot_id = self._commit(table, [live[path] for path in gone], new, staged)
+        stage = Stage(
+            token=self.job.token,
+            branch=iceberg.branch_name(self.job.token),
+            snapshot_id=snapshot_id,
+            base_snapshot_id=known.main_snapshot_id,
+            version=fingerprint.version(columns),
+            segments=tuple(staged),
+        )
+        self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
+        return stage
+
+    def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
+        properties = {
+            "coldchain.token": self.job.token,
+            "coldchain.windows": [
+                [s.window.start_us, s.window.end_us, s.fingerprint.rows, str(s.fingerprint.hash)] for s in staged
+            ],
+        }
+        try:
+            return iceberg.stage(table, self.job.token, old, new, properties)
+        except CommitUnknown:
+            again = self.turn.lake.require(self.spec.target)
+            landed = again.metadata.snapshot_by_name(iceberg.branch_name(self.job.token))
+            if landed is None or landed.parent_snapshot_id != iceberg.head_of(again):
+                raise
+            return int(landed.snapshot_id)
+
+    def _stream(self, table: Table, columns: Columns, found: Plan) -> list[StagedSegment]:
+        """Stream every window; one that moves under us is streamed again, a bounded number of times, then left out."""
+        self.files: list[Streamed] = []
+        job = self._stream_job(table, columns)
+        staged: list[StagedSegment] = []
+        waiting = list(found.windows)
+        for _ in range(ROUNDS):
+            if not waiting:
+                break
+            files = self._stream_windows(job, waiting)
+            after = self.source.buckets(columns, [planned.window for planned in waiting], self.grid_us)
+            moved: list[PlannedWindow] = []
+            for planned in waiting:
+                now = within(after, planned.window)
+                mine = [file for file in files if file.slice.segment == planned.window]
+                is_still = now == within(self.buckets, planned.window)
+                if is_still and sum(file.rows for file in mine) == planned.fingerprint.rows:
+                    self.files += mine
+                    staged.append(self._segment(table, planned, now, mine))
+                else:
+                    moved.append(replace(planned, fingerprint=total(now.values())))
+                    self._remove(file.path for file in mine)
+            self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
+            waiting = moved
+        if waiting:
+            log.warning("%s: %d windows kept changing while they were read and wait for the next run, first %s",
+                        self.spec.name, len(waiting), waiting[0].window)  # fmt: skip
+        if not staged:
+            raise SourceMoving(
+                f"table={self.spec.name} window={waiting[0].window}: rows changed in every one of {ROUNDS} reads; "
+                "nothing was staged, the task is tried again"
+            )
+        return sorted(staged, key=lambda segment: segment.window)
+
+    def _segment(
+        self, table: Table, planned: PlannedWindow, buckets: dict[int, Fingerprint], files: list[Streamed]
+    ) -> StagedSegment:
+        return StagedSegment(
+            window=planned.window,
+            fingerprint=planned.fingerprint,
+            grid_us=self.grid_us,
+            buckets=buckets,
+            paths=tuple(iceberg.normalised(file.path) for file in files),
+            bytes=sum(file.size_bytes for file in files),
+            replaces=planned.replaces,
+            max_sequence=max_sequence(table, self.spec.sequence, files),
+        )
+
+    def _stream_job(self, table: Table, columns: Columns) -> StreamJob:
+        known = self.client(
+            Query(
+                "SELECT name FROM system.settings WHERE name IN {names:Array(String)}", {"names": list(STREAM_SETTINGS)}
+            )
+        )
+        return StreamJob(
+            spec=self.spec,
+            columns=columns,
+            field_ids={field.name: field.field_id for field in table.schema().fields},
+            token=self.job.token,
+            data_folder=f"{table.location()}/data",
+            io_properties=dict(table.io.properties),
+            settings=self.settings,
+            query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
+        )
+
+    def _stream_windows(self, job: StreamJob, planned: Sequence[PlannedWindow]) -> list[Streamed]:
+        slices = self._slices([p for p in planned if p.fingerprint != EMPTY])
+        slices.sort(key=lambda part: -part.rows)
+        results = self.map(_Streamer(job), slices)
+        files = [result for result in results if isinstance(result, Streamed)]
+        self.written += [file.path for file in files]
+        for result in results:
+            if isinstance(result, Failed):
+                raise result.error(result.message)
+        return files
+
+    def _slices(self, planned: Sequence[PlannedWindow]) -> list[Slice]:
+        limit = slice_rows(sum(p.fingerprint.rows for p in planned), self.cores)
+        large = [p.window for p in planned if p.fingerprint.rows > limit]
+        counts = self.source.counts(large, STEP_US) if large else {}
+        return [part for p in planned for part in cut(p.window, p.fingerprint.rows, counts, limit)]
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        from pyiceberg.io import load_file_io
+
+        paths = list(paths)
+        for path in paths:
+            with contextlib.suppress(OSError):
+                load_file_io(self.settings.catalog_properties, path).delete(path)
+        self.written = [path for path in self.written if path not in set(paths)]
+
+    def _clean(self) -> None:
+        """Remove what a failed attempt wrote, after a reload shows that no branch reaches it."""
+        try:
+            table = self.turn.lake.load(self.spec.target)
+            reached: set[str] = set()
+            if table is not None:
+                for ref in table.metadata.refs.values():
+                    reached |= iceberg.live_files(table, ref.snapshot_id).keys()
+            self._remove(path for path in self.written if iceberg.normalised(path) not in reached)
+        except ColdchainError as error:
+            log.warning("%s: %d files were left behind for maintenance to remove: %s", self.spec.name,
+                        len(self.written), error)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Streamer:
+    """A picklable `stream_slice` with its job."""
+
+    job: StreamJob
+
+    def __call__(self, part: Slice) -> Streamed | Failed:
+        return stream_slice(self.job, part)
+
+
+def _over(
+    moved: Sequence[PlannedWindow], before: dict[int, Fingerprint], after: dict[int, Fingerprint]
+) -> dict[int, Fingerprint]:
+    """Return the newer buckets of the windows that moved; a bucket that became empty is told as EMPTY."""
+    newer: dict[int, Fingerprint] = {}
+    for planned in moved:
+        newer |= dict.fromkeys(within(before, planned.window), EMPTY)
+        newer |= within(after, planned.window)
+    return newer

@@ -1,0 +1,49 @@
+"""Cut planned windows into slices: each lies in one segment and one Iceberg partition, and becomes one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coldchain.core.windows import Window
+
+# About 28 bytes a row in zstd Parquet: a file of 4M rows stays near 110 MB.
+MAX_SLICE_ROWS = 4_000_000
+MIN_SLICE_ROWS = 500_000
+STEP_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a segment's window, as many rows as were counted when it was cut."""
+
+    segment: Window
+    window: Window
+    rows: int
+
+
+def slice_rows(total_rows: int, cores: int) -> int:
+    """Return how many rows a slice should hold: two rounds for every core, within bounds."""
+    return min(MAX_SLICE_ROWS, max(MIN_SLICE_ROWS, -(-total_rows // (2 * cores))))
+
+
+def cut(segment: Window, rows: int, counts: Mapping[int, int], limit: int) -> list[Slice]:
+    """Cut one segment where its running count passes the limit; equal timestamps are never split.
+
+    Args:
+        segment: the window to cut.
+        rows: its rows; the whole segment is one slice where they fit the limit.
+        counts: rows by start of step (`STEP_US`), for a segment that does not.
+        limit: rows of a slice; one step may hold more.
+    """
+    if rows <= limit:
+        return [Slice(segment, segment, rows)]
+    slices, start, held = [], segment.start_us, 0
+    for step in sorted(counts):
+        if not segment.start_us <= step < segment.end_us:
+            continue
+        if held and held + counts[step] > limit:
+            slices.append(Slice(segment, Window(start, step), held))
+            start, held = step, 0
+        held += counts[step]
+    return [*slices, Slice(segment, Window(start, segment.end_us), held)]

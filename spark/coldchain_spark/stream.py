@@ -1,0 +1,147 @@
+"""Stream one slice from ClickHouse to one Parquet file: what an executor does. Memory does not grow with the data.
+
+ClickHouse encodes the Parquet; the bytes pass through in chunks of 1 MiB. The last bytes are held back until the
+stream ends: an error in the middle of a stream comes after HTTP 200, and only a whole footer says that it was whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.errors import ColdchainError, SourceMoving, Transient, Unavailable
+from coldchain.core.fingerprint import canonical_rows
+from coldchain.core.sql import Query, comma, quote
+from coldchain.core.table import TableSpec
+from coldchain.core.typemap import Column
+from coldchain.lake import file_name
+from coldchain.settings import Settings
+from coldchain_spark.footer import FooterError, seal, split_tail, stamp
+from coldchain_spark.slices import Slice
+
+HELD_BACK_BYTES = 8 << 20
+TRIES = 3
+STREAM_SETTINGS: dict[str, Any] = {
+    "output_format_parquet_compression_method": "zstd",
+    "output_format_compression_level": 3,
+    "output_format_parquet_write_bloom_filter": 0,  # files are 1.5 times as large with it
+    "output_format_parquet_string_as_string": 1,
+    "output_format_parquet_fixed_string_as_fixed_byte_array": 1,
+    "output_format_parquet_row_group_size": 1_000_000,
+    "output_format_parquet_use_custom_encoder": 1,
+    "output_format_parquet_parallel_encoding": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamJob:
+    """What every slice of a table shares. Holds a password: it travels to executors in the task, never in arguments."""
+
+    spec: TableSpec
+    columns: tuple[Column, ...]
+    field_ids: dict[str, int]
+    token: str
+    data_folder: str
+    io_properties: dict[str, str] = field(repr=False)
+    settings: Settings = field(repr=False)
+    query_settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A file that was written whole: `footer` is its stamped footer, for the driver to take statistics from."""
+
+    slice: Slice
+    path: str
+    size_bytes: int
+    rows: int
+    footer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A slice that could not be streamed. Exceptions lose their class on the way from an executor; this keeps it."""
+
+    error: type[ColdchainError]
+    message: str
+
+
+def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query:
+    """Build the SELECT whose Parquet becomes the file, in the table's sort order."""
+    rows = canonical_rows(spec, tuple(columns), [part.window])
+    head, _, settings = rows.text.rpartition(" SETTINGS ")
+    order = comma(quote(name) for name in spec.sort_order)
+    return Query(f"{head} ORDER BY {order} SETTINGS {settings} FORMAT Parquet", rows.parameters)
+
+
+def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
+    """Stream a slice, again where the stream was cut or the source changed under it; never raises ColdchainError."""
+    client = HttpClickHouse(job.settings.clickhouse_url, job.settings.clickhouse_user, job.settings.clickhouse_password)
+    where = f"table={job.spec.name} window={part.window}"
+    failure: ColdchainError = Transient(f"{where}: not tried")
+    for _ in range(TRIES):
+        try:
+            streamed = _write(job, client, part)
+            if streamed.rows == _count(job, client, part):
+                return streamed
+            _delete(job, streamed.path)
+            failure = SourceMoving(f"{where}: rows came or went while they were streamed: the task is tried again")
+        except FooterError as error:
+            failure = Unavailable(f"{where}: {error}; look at ClickHouse's log, the task is tried again")
+        except OSError as error:
+            failure = Unavailable(f"{where}: the warehouse failed: {error}; check its space and permissions")
+            break
+        except ColdchainError as error:
+            failure = type(error)(f"{where}: {error}")
+            break
+    return Failed(type(failure), str(failure))
+
+
+def _count(job: StreamJob, client: HttpClickHouse, part: Slice) -> int:
+    rows = canonical_rows(job.spec, job.columns, [part.window])
+    ((count,),) = client(Query(f"SELECT count() FROM ({rows.text})", rows.parameters))
+    return int(count)
+
+
+def _io(job: StreamJob) -> Any:
+    from pyiceberg.io import load_file_io
+
+    return load_file_io(job.io_properties, job.data_folder)
+
+
+def _delete(job: StreamJob, path: str) -> None:
+    with contextlib.suppress(OSError):
+        _io(job).delete(path)
+
+
+def _write(job: StreamJob, client: HttpClickHouse, part: Slice) -> Streamed:
+    path = f"{job.data_folder}/{file_name(part.segment, job.token, uuid.uuid4().hex)}"
+    chunks = client.stream(rows_query(job.spec, job.columns, part), job.query_settings)
+    try:
+        # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
+        with _io(job).new_output(path).create(overwrite=False) as out:
+            written, rows, footer = _copy(chunks, out, job.field_ids)
+    except BaseException:
+        _delete(job, path)
+        raise
+    return Streamed(part, path, written, rows, footer)
+
+
+def _copy(chunks: Iterable[bytes], out: Any, field_ids: dict[str, int]) -> tuple[int, int, bytes]:
+    """Copy all but the tail, then the stamped tail; return bytes written, rows, and the new footer."""
+    written, tail = 0, bytearray()
+    for chunk in chunks:
+        tail += chunk
+        if len(tail) > 2 * HELD_BACK_BYTES:
+            out.write(bytes(tail[:-HELD_BACK_BYTES]))
+            written += len(tail) - HELD_BACK_BYTES
+            del tail[:-HELD_BACK_BYTES]
+    body, footer = split_tail(bytes(tail))
+    stamped, rows = stamp(footer, field_ids)
+    ending = body + seal(stamped)
+    out.write(ending)
+    return written + len(ending), rows, stamped

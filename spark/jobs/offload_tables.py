@@ -1,0 +1,39 @@
+"""Entry point of the offload: one JSON argument (JobSpec) in, one JSON line a table out, an exit code.
+
+Secrets come in the environment (coldchain.settings). With one table the exit code is that of its error
+(coldchain.core.errors); with several it is 0, and each table's result is in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from coldchain.core.errors import ColdchainError
+from coldchain.core.job import JobSpec
+from coldchain.settings import Settings
+from coldchain_spark.runner import configure_logging, make_mapper
+
+
+def main(argument: str) -> int:
+    """Run the job and return the exit code."""
+    configure_logging()
+    try:
+        job, settings = JobSpec.loads(argument), Settings.from_environment()
+    except ColdchainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    with make_mapper(sum(table.work.rows for table in job.tables)) as (mapper, cores):
+        from coldchain_spark.offload import offload_table  # imports pyiceberg while Spark starts in its thread
+
+        outcomes = []
+        for table in job.tables:
+            outcome = offload_table(table, settings, mapper, cores)
+            print(json.dumps({"coldchain": asdict(outcome)}), flush=True)
+            outcomes.append(outcome)
+    return outcomes[0].exit_code if len(outcomes) == 1 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

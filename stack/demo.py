@@ -1,0 +1,79 @@
+"""The demonstration: real trades through the real scheduler, and an independent proof of the outcome."""
+
+import subprocess
+import sys
+from typing import Any
+
+from stack import follow, lifecycle
+from stack.airflow_api import AirflowApi
+from stack.errors import StackError
+from stack.generate import load_generated
+from stack.load import load_shipped
+from stack.progress import say, seconds_since_start
+from stack.settings import ADMIN, component_env
+from stack.state import CLONE, Stack
+
+
+def demonstrate(generated_rows: int = 0) -> bool:
+    """Bring the stack up, load the trades, run the offload, prove the outcome; tell whether all of it holds."""
+    stack, api = lifecycle.up()
+    expected = load_shipped(stack)
+    for table, count in load_generated(stack, generated_rows).items():
+        expected[table] += count
+    succeeded = follow.follow(api, follow.start_run(api, {}))
+    report(stack, "status")
+    holds = prove(stack, expected)
+    farewell(api, stack)
+    if not succeeded:
+        say("The run failed: `make logs` shows the components' logs, the UI the tasks'")
+    say(f"{'All of it holds' if holds and succeeded else 'NOT proven'} ({seconds_since_start():.0f} s)")
+    return holds and succeeded
+
+
+def run(conf: dict[str, Any]) -> bool:
+    """Trigger the offload and follow it; tell whether it succeeded."""
+    stack, api = lifecycle.require_up()
+    succeeded = follow.follow(api, follow.start_run(api, conf))
+    report(stack, "status")
+    return succeeded
+
+
+def report(stack: Stack, verb: str) -> int:
+    """Print one of the package's own reports and return its exit code."""
+    command = [sys.executable, "-m", "coldchain.report", verb]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
+def prove(stack: Stack, expected: dict[str, int]) -> bool:
+    """Compare each table row by row and with the number of rows that were loaded; print a line per table."""
+    command = [sys.executable, "-m", "tests.comparer", *(f"{table}={rows}" for table, rows in expected.items())]
+    say("Comparing every row of Iceberg with ClickHouse, independently of the package's own proof")
+    env = component_env(stack)
+    env["PYTHONPATH"] = f"{CLONE}:{env['PYTHONPATH']}"
+    return subprocess.run(command, env=env, cwd=stack.work, check=False).returncode == 0
+
+
+def farewell(api: AirflowApi, stack: Stack) -> None:
+    """Print where the UI is and who may enter."""
+    say(f"Airflow: {api.url}  user: {ADMIN}  password: {stack.secrets['airflow_admin']}")
+
+
+def conf_from(environment: dict[str, str]) -> dict[str, Any]:
+    """Return a run's parameters from START, END, TABLES, MODE and ALLOW_SHRINK; commas or spaces part a list.
+
+    Raises:
+        StackError: ALLOW_SHRINK holds something other than numbers.
+    """
+    conf: dict[str, Any] = {}
+    for name in ("START", "END", "MODE"):
+        if environment.get(name):
+            conf[name.lower()] = environment[name]
+    if tables := environment.get("TABLES", "").replace(",", " ").split():
+        conf["tables"] = tables
+    if ids := environment.get("ALLOW_SHRINK", "").replace(",", " ").split():
+        if not all(each.isdigit() for each in ids):
+            raise StackError(
+                f"ALLOW_SHRINK={environment['ALLOW_SHRINK']!r} must be ids of segments, such as 17 or 17,18."
+            )
+        conf["allow_shrink"] = [int(each) for each in ids]
+    return conf
