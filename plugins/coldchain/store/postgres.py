@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -77,7 +78,7 @@ class PostgresLedger:
     @classmethod
     def from_uri(cls, uri: str) -> PostgresLedger:
         """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements and locks."""
-        plain = uri.replace("postgresql+psycopg2://", "postgresql://", 1)
+        plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", uri)
         return cls(
             lambda: psycopg2.connect(
                 plain,
