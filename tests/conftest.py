@@ -1,11 +1,20 @@
-"""The folder is the tier: every test gets the marker of the folder that it lies in."""
+"""The folder is the tier: every test gets its marker. One stack of its own serves all tiers that need one."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab import Lab
+
+ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")
 
 
@@ -15,3 +24,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
+
+
+def _stack(state: Path, verb: str) -> None:
+    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "stack", verb], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, f"stack {verb} failed:\n{done.stdout}\n{done.stderr}"
+
+
+def read_environment(state: Path) -> dict[str, str]:
+    """Read the env file that the stack wrote."""
+    text = (state / "env").read_text()
+    return dict(re.findall(r"^export (\w+)='(.*)'$", text, flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="session")
+def state() -> Iterator[Path]:
+    """Give the tests' own stack a folder; whatever it started is stopped at the end. COLDCHAIN_TEST_STATE keeps one."""
+    if kept := os.environ.get("COLDCHAIN_TEST_STATE"):
+        yield Path(kept)
+        return
+    with tempfile.TemporaryDirectory(prefix="coldchain-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user where the tests run as root
+        try:
+            yield Path(folder)
+        finally:
+            _stack(Path(folder), "down")
+
+
+@pytest.fixture(scope="session")
+def environment(state: Path) -> dict[str, str]:
+    """Start PostgreSQL and ClickHouse, and return the variables of the stack's env file."""
+    _stack(state, "services")
+    return read_environment(state)
+
+
+@pytest.fixture(scope="session")
+def airflow(state: Path) -> dict[str, str]:
+    """Start Airflow as well, and return the variables of the stack's env file."""
+    _stack(state, "up")
+    return read_environment(state)
+
+
+@pytest.fixture
+def lab(environment: dict[str, str], tmp_path: Path) -> Iterator[Lab]:
+    """Make a source table of the test's own."""
+    made = Lab(environment, tmp_path / "lab")
+    yield made
+    made.ledger.close()
+    made.execute(f"DROP TABLE k2.{made.name} SYNC")

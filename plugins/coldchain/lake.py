@@ -31,6 +31,7 @@ from pyiceberg.types import NestedField
 from sqlalchemy.exc import SQLAlchemyError
 
 from coldchain.core.errors import (
+    BaseMoved,
     ColdchainError,
     CommitUnknown,
     ForeignFiles,
@@ -300,7 +301,7 @@ def stage(
                     snapshot.append_data_file(file)
         staged = table.metadata.snapshot_by_name(branch)
     if staged is None or staged.parent_snapshot_id != base:
-        raise Superseded(f"{target}: the staged snapshot's parent is not main's head {base}: stage it again")
+        raise BaseMoved(f"{target}: the staged snapshot's parent is not main's head {base}: stage it again")
     return int(staged.snapshot_id)
 
 

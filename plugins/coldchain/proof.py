@@ -10,6 +10,7 @@ from typing import Any
 
 from pyiceberg.table import Table
 
+from coldchain import failpoint
 from coldchain.clickhouse import render
 from coldchain.core import fingerprint
 from coldchain.core.errors import Permanent, ProofFailed
@@ -35,6 +36,7 @@ def prove(turn: Turn, stage: Stage) -> None:
     Reads the snapshot's manifests: its live files are the base's, less the replaced, plus the staged. Then reads the
     staged files themselves, with explicit types, and compares every segment by content.
     """
+    failpoint.hit("validate.before_prove")
     table = turn.lake.require(turn.spec.target)
     columns = columns_of(table)
     if fingerprint.version(columns) != stage.version:

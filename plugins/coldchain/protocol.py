@@ -18,8 +18,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
+from coldchain import failpoint
 from coldchain.core import fingerprint, plan, request
 from coldchain.core.errors import ColdchainError, CommitUnknown, ForeignFiles, SourceShrank, StageGone, Superseded
 from coldchain.core.job import Stage, Work
@@ -168,6 +168,7 @@ def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
 def read(turn: Turn, source: Source, asked: Request) -> Reading:
     """Find out what must move. With nothing to do the lease is given back; `mode=plan` changes nothing at all."""
     token = take(turn)
+    failpoint.hit("read.after_take")
     try:
         reading = _read(turn, source, asked, token)
     except Exception:
@@ -207,6 +208,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if asked.mode == "plan":
         return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent))
     _warn(spec, found)
+    failpoint.hit("read.before_record")
     is_complete = asked.window is None and not found.deferred
     is_idle = not found.windows
     watermark_us = ledger.record_comparison(
@@ -323,28 +325,44 @@ def publish(turn: Turn, stage: Stage, work: Work) -> int | None:
         Fenced: a later attempt has the table.
         CommitUnknown: the catalog can't be asked whether `main` moved; the next `take` decides.
     """
-    name, ledger = turn.spec.name, turn.ledger
-    head = head_of(turn.lake.require(turn.spec.target))
-    if head == stage.snapshot_id:
-        watermark_us = _finish(turn, stage)
-    elif head == stage.base_snapshot_id:
-        for left in ledger.publishing(name):  # of an earlier try of this very task: main says it never moved
-            ledger.take_back(name, stage.token, left.snapshot_id)
-        ledger.begin_publish(name, stage.token, stage)
-        ledger.note(name, stage.token, turn.run_key, "publishing", {"snapshot_id": str(stage.snapshot_id)})
-        watermark_us = _move(turn, stage)
-    else:
-        raise Superseded(
-            f"table={name}: main moved from {stage.base_snapshot_id} to {head} since staging; nothing was published: "
-            "clear the table's offload task, or let the next run plan it again"
-        )
+    try:
+        watermark_us = _publish(turn, stage)
+    except Superseded:
+        turn.ledger.release(turn.spec.name, stage.token)  # no retry of this task can help: let the next run in
+        raise
+    failpoint.hit("publish.after_record")
     _record_end(turn, stage, work)
     return watermark_us
 
 
+def _publish(turn: Turn, stage: Stage) -> int | None:
+    name, ledger = turn.spec.name, turn.ledger
+    head = head_of(turn.lake.require(turn.spec.target))
+    if head == stage.snapshot_id:
+        return _finish(turn, stage)
+    if head != stage.base_snapshot_id:
+        raise Superseded(
+            f"table={name}: main moved from {stage.base_snapshot_id} to {head} since staging; nothing was published: "
+            "clear the table's offload task, or let the next run plan it again"
+        )
+    for left in ledger.publishing(name):  # of an earlier try of this very task: main says it never moved
+        ledger.take_back(name, stage.token, left.snapshot_id)
+    failpoint.hit("publish.before_begin")
+    ledger.begin_publish(name, stage.token, stage)
+    failpoint.hit("publish.after_begin")
+    ledger.note(name, stage.token, turn.run_key, "publishing", {"snapshot_id": str(stage.snapshot_id)})
+    return _move(turn, stage)
+
+
 def _move(turn: Turn, stage: Stage) -> int | None:
     name, target = turn.spec.name, turn.spec.target
-    move = partial(move_main, turn.lake, target, stage.snapshot_id, stage.base_snapshot_id, stage.token)
+
+    def move() -> Base:
+        failpoint.hit("publish.before_move")
+        base = move_main(turn.lake, target, stage.snapshot_id, stage.base_snapshot_id, stage.token)
+        failpoint.hit("publish.after_move")
+        return base
+
     try:
         return turn.ledger.publish(name, stage.token, move)
     except Superseded:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from coldchain import lake as iceberg
+from coldchain import failpoint, lake as iceberg
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core import fingerprint
-from coldchain.core.errors import ColdchainError, CommitUnknown, Fenced, SourceMoving, Superseded
+from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import Plan, PlannedWindow
@@ -139,17 +139,20 @@ class _Offload:
     def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:
         known = self.ledger.state(self.spec.name).base
         if known is None or iceberg.head_of(table) != known.main_snapshot_id:
-            raise Superseded(f"table={self.spec.name}: main moved since the plan: the task is tried again")
+            raise BaseMoved(f"table={self.spec.name}: main moved since the plan: the task is tried again")
         staged = self._stream(table, columns, found)
+        failpoint.hit("offload.after_stream")
         segments = self.ledger.segments(self.spec.name)
         replaced = {segment_id for segment in staged for segment_id in segment.replaces}
         gone = {iceberg.normalised(p) for s in segments if s.segment_id in replaced for p in s.paths}
         live = iceberg.live_files(table, known.main_snapshot_id)
         if missing := sorted(gone - live.keys()):
-            raise Superseded(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
+            raise BaseMoved(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
         self.ledger.renew(self.spec.name, self.job.token)
         new = [data_file(table, file) for file in self.files]
+        failpoint.hit("offload.before_stage")
         snapshot_id = self._commit(table, [live[path] for path in gone], new, staged)
+        failpoint.hit("offload.after_stage")
         stage = Stage(
             token=self.job.token,
             branch=iceberg.branch_name(self.job.token),

@@ -49,8 +49,12 @@ class SourceMoving(Transient):
     """Rows kept changing in every window of the plan while they were read."""
 
 
-class Superseded(Transient):
-    """`main` moved since staging: the stage is void, the table is planned again."""
+class BaseMoved(Transient):
+    """`main` moved between plan and stage: the offload task plans again when it is retried."""
+
+
+class Superseded(Permanent):
+    """`main` moved since staging: the stage is void, and no retry of the commit can publish it."""
 
 
 class BadRequest(Permanent):

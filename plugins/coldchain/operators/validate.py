@@ -25,7 +25,7 @@ class IcebergValidateOperator(BaseOperator):
 
     def execute(self, context: Any) -> None:
         """Prove this run's stage; succeed where nothing is left to prove."""
-        from coldchain import proof, protocol
+        from coldchain import failpoint, proof, protocol
         from coldchain.turns import turn_of, work_of
 
         with as_airflow_failures():
@@ -35,6 +35,7 @@ class IcebergValidateOperator(BaseOperator):
                 self.log.info("%s: nothing staged that is not published already", self.spec.name)
                 return
             proof.prove(turn, stage)
+            failpoint.hit("validate.after_prove")
             turn.ledger.note(
                 self.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)}
             )

@@ -1,0 +1,101 @@
+"""The four steps of a table as plain processes, as Airflow's tasks run them but without Airflow.
+
+    python -m tests.bench.steps read|offload|validate|commit <folder>
+
+The folder holds `spec.json` (the table) and `run_key`; `read` leaves `work.json` there for the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from coldchain.core.job import JobSpec, JobTable, Work
+from coldchain.core.table import TableSpec
+from coldchain.settings import Settings
+from coldchain.store.postgres import PostgresLedger
+
+ROOT = Path(__file__).parents[2]
+
+
+class Run:
+    """What the steps of one run share, read from its folder and the environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.spec = TableSpec.from_json(json.loads((folder / "spec.json").read_text()))
+        self.settings = Settings.from_environment()
+        self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
+        self.run_key = (folder / "run_key").read_text()
+
+    def turn(self):  # type: ignore[no-untyped-def]
+        """Return the table in this run's hands; imports pyiceberg, as late as a task does."""
+        from coldchain.lake import Lake
+        from coldchain.protocol import Turn
+
+        return Turn(self.spec, self.run_key, self.ledger, Lake(self.settings.catalog_properties))
+
+    def work(self) -> Work:
+        """Return what `read` planned."""
+        return Work.from_json(json.loads((self.folder / "work.json").read_text()))
+
+
+def read(run: Run) -> None:
+    """Plan all that the source holds."""
+    from coldchain import protocol
+    from coldchain.clickhouse import HttpClickHouse
+    from coldchain.core.request import Request
+    from coldchain.source import Source
+
+    settings = run.settings
+    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    reading = protocol.read(run.turn(), Source(client, run.spec), Request(None, None))
+    if reading.work is None:
+        raise SystemExit(f"nothing to move: {reading.sentence}")
+    (run.folder / "work.json").write_text(json.dumps(reading.work.to_json()))
+
+
+def offload(run: Run) -> None:
+    """Take the table under a new token and become spark-submit, as OffloadOperator starts it."""
+    from coldchain import protocol
+
+    turn = run.turn()
+    token = protocol.take(turn)
+    turn.ledger.note(run.spec.name, token, run.run_key, "started")
+    job = JobSpec((JobTable(run.spec, token, run.run_key, run.work()),))
+    turn.ledger.close()
+    application = os.environ.get("BENCH_APPLICATION", str(ROOT / "spark" / "jobs" / "offload_tables.py"))
+    os.environ["SPARK_CONF_DIR"] = str(ROOT / "spark" / "conf")
+    os.execvp("spark-submit", ["spark-submit", "--master", "local[2]", application, job.dumps()])
+
+
+def validate(run: Run) -> None:
+    """Prove what was staged."""
+    from coldchain import proof, protocol
+
+    turn = run.turn()
+    stage = protocol.latest_stage(turn, run.work(), "staged")
+    if stage is None:
+        raise SystemExit("nothing was staged")
+    proof.prove(turn, stage)
+    turn.ledger.note(run.spec.name, stage.token, run.run_key, "validated")
+
+
+def commit(run: Run) -> None:
+    """Publish what was proven."""
+    from coldchain import protocol
+
+    turn, work = run.turn(), run.work()
+    stage = protocol.latest_stage(turn, work, "validated")
+    if stage is None:
+        raise SystemExit("nothing was validated")
+    protocol.publish(turn, stage, work)
+
+
+STEPS = {"read": read, "offload": offload, "validate": validate, "commit": commit}
+
+
+if __name__ == "__main__":
+    STEPS[sys.argv[1]](Run(Path(sys.argv[2])))

@@ -1,0 +1,287 @@
+"""The one rule, on real ClickHouse, PostgreSQL and Iceberg: whatever happened, a run makes Iceberg equal the source."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from coldchain import proof, protocol
+from coldchain.core.errors import (
+    Fenced,
+    ForeignFiles,
+    LeaseHeld,
+    ProofFailed,
+    SourceShrank,
+    StageGone,
+    Superseded,
+)
+from coldchain.core.job import Stage
+from coldchain.core.request import Request
+from coldchain.lake import head_of, live_files
+from coldchain_spark.datafile import data_file
+from coldchain_spark.footer import split_tail
+from coldchain_spark.slices import Slice
+from coldchain_spark.stream import Streamed
+from tests.lab import Lab, yesterday
+
+QUARTER = timedelta(minutes=15)
+START = yesterday()
+
+
+def test_first_run_publishes_everything_and_the_second_moves_nothing(lab: Lab) -> None:
+    lab.insert_many(START - timedelta(hours=2), 400, 60_000_000)  # over midnight
+    first = lab.run()
+    assert len(first.plan.windows) == 2, "one window a day"
+    lab.check_equal(400)
+    head = head_of(lab.lake.require(lab.spec.target))
+    again = lab.run(run_key="test/again")
+    assert again.work is None
+    assert head_of(lab.lake.require(lab.spec.target)) == head
+
+
+def test_an_empty_source_is_idle_and_has_no_watermark(lab: Lab) -> None:
+    reading = lab.run()
+    assert reading.work is None
+    assert reading.watermark_us is None
+    assert lab.ledger.lease(lab.name).holder is None, "an idle read gives the lease back"
+
+
+def test_late_rows_replace_their_window_only(lab: Lab) -> None:
+    lab.insert_many(START, 100, 60_000_000)
+    lab.run(Request(lab.window(START, START + 2 * QUARTER), None))
+    lab.run(run_key="test/rest")
+    before = {s.segment_id: s for s in lab.ledger.segments(lab.name)}
+    lab.insert([(START + timedelta(minutes=3), 9_999)])
+    reading = lab.run(run_key="test/late")
+    assert [(w.reason, w.window.start_us) for w in reading.plan.windows] == [
+        ("changed", lab.window(START, START + QUARTER).start_us)
+    ]
+    lab.check_equal(101)
+    kept = {s.segment_id for s in lab.ledger.segments(lab.name)} & before.keys()
+    assert len(kept) == len(before) - 1, "every other segment stays as it is"
+
+
+def test_a_correction_that_moves_a_row_to_another_window_changes_both(lab: Lab) -> None:
+    lab.insert_many(START, 90, 60_000_000)
+    for index in range(6):
+        start = START + index * QUARTER
+        lab.run(Request(lab.window(start, start + QUARTER), None), run_key=f"test/{index}")
+    lab.check_equal(90)
+    lab.execute(f"ALTER TABLE k2.{lab.name} DELETE WHERE seq = 5 SETTINGS mutations_sync = 2")
+    lab.insert([(START + timedelta(minutes=50), 5)])
+    reading = lab.run(run_key="test/moved")
+    changed = [w for w in reading.plan.windows if w.reason == "changed"]
+    assert len(changed) == 2
+    lab.check_equal(90)
+
+
+def test_a_null_that_becomes_a_value_is_found(lab: Lab) -> None:
+    lab.insert([(START + timedelta(seconds=n), n) for n in range(30)])
+    lab.run()
+    lab.execute(f"ALTER TABLE k2.{lab.name} UPDATE note = '' WHERE note IS NULL SETTINGS mutations_sync = 2")
+    reading = lab.run(run_key="test/null")
+    assert reading.work is not None
+    lab.check_equal(30)
+
+
+def test_lost_rows_stop_the_table_until_a_person_approves_the_segment(lab: Lab) -> None:
+    lab.insert_many(START, 30, 1_000_000)
+    lab.run()
+    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
+    lab.execute(f"ALTER TABLE k2.{lab.name} DELETE WHERE seq <= 10 SETTINGS mutations_sync = 2")
+    with pytest.raises(SourceShrank, match=rf"segment={segment.segment_id}: the source holds 20 rows.*allow_shrink"):
+        lab.read(run_key="test/shrunk")
+    assert lab.ledger.lease(lab.name).holder is None, "a refused read gives the lease back"
+    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    lab.check_equal(20)
+
+
+def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
+    lab.insert_many(START, 30, 1_000_000)
+    lab.run()
+    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
+    lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
+    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    table = lab.lake.require(lab.spec.target)
+    assert live_files(table, head_of(table)) == {}
+    assert {s.state for s in lab.ledger.segments(lab.name)} == {"empty"}
+
+
+def test_rows_on_an_edge_belong_to_the_later_window(lab: Lab) -> None:
+    edges = [START, START + QUARTER, START + 2 * QUARTER]
+    lab.insert((edge, index) for index, edge in enumerate(edges))
+    lab.run(Request(lab.window(START, START + QUARTER), None))
+    table = lab.lake.require(lab.spec.target)
+    assert sum(file.record_count for file in live_files(table, head_of(table)).values()) == 1
+    lab.run(run_key="test/rest")
+    lab.check_equal(3)
+
+
+def test_older_rows_move_the_origin_back(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    lab.insert([(START - timedelta(days=20), 77)])
+    lab.run(run_key="test/older")
+    lab.check_equal(11)
+    state = lab.ledger.state(lab.name)
+    assert state.origin_us == lab.window(START - timedelta(days=20), START).start_us
+    assert lab.run(run_key="test/again").work is None
+
+
+def test_a_run_never_does_more_than_its_windows_and_the_next_goes_on(lab: Lab) -> None:
+    lab.spec = lab.spec.__class__.from_json({**lab.spec.to_json(), "max_windows": 2})
+    lab.insert((START - timedelta(days=n), n + 1) for n in range(5))
+    counts = []
+    for index in range(4):
+        counts.append(len(lab.run(run_key=f"test/{index}").plan.windows))
+    assert counts == [2, 2, 1, 0]
+    lab.check_equal(5)
+
+
+def test_plan_mode_says_what_would_move_and_moves_nothing(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read(Request(None, None, mode="plan"))
+    assert "10 rows" in reading.sentence
+    assert reading.work is None
+    assert lab.ledger.segments(lab.name) == []
+    assert lab.lake.load(lab.spec.target) is None
+    assert lab.ledger.lease(lab.name).holder is None
+
+
+def test_a_second_run_waits_for_the_lease(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.read(run_key="test/one")
+    with pytest.raises(LeaseHeld, match="held by test/one"):
+        lab.read(run_key="test/two")
+
+
+def test_a_zombie_driver_can_publish_nothing(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    assert lab.offload(reading).outcome == "staged"
+    turn = lab.turn()
+    zombie = protocol.latest_stage(turn, reading.work, "staged")  # type: ignore[arg-type]
+    assert zombie is not None
+    assert lab.offload(reading).outcome == "staged"  # the retry, under a newer token
+    lab.finish(reading)
+    with pytest.raises((Fenced, Superseded)):
+        protocol.publish(turn, zombie, reading.work)  # type: ignore[arg-type]
+    lab.check_equal(10)
+
+
+def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.run()
+    turn, work = lab.turn(), reading.work
+    assert work is not None
+    assert protocol.is_done(turn, work), "offload has nothing to do"
+    assert protocol.latest_stage(turn, work, "staged") is None, "validate has nothing to do"
+    assert protocol.latest_stage(turn, work, "validated") is None, "commit has nothing to do"
+    lab.check_equal(10)
+
+
+def test_commit_cleared_where_nothing_was_proven_says_what_to_clear(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    with pytest.raises(StageGone, match="clear the table's offload task"):
+        protocol.latest_stage(lab.turn(), reading.work, "staged")  # type: ignore[arg-type]
+    lab.offload(reading)
+    with pytest.raises(StageGone, match="clear the table's validate task"):
+        protocol.latest_stage(lab.turn(), reading.work, "validated")  # type: ignore[arg-type]
+
+
+def test_main_moved_after_staging_is_never_published_over(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    lab.insert([(START + timedelta(hours=1), 50)])
+    reading = lab.read(run_key="test/two")
+    lab.offload(reading, run_key="test/two")
+    table = lab.lake.require(lab.spec.target)
+    with table.transaction() as other, other.update_snapshot().fast_append():
+        pass  # somebody else's commit
+    with pytest.raises(Superseded, match="main moved"):
+        lab.finish(reading, run_key="test/two")
+    lab.run(run_key="test/three")
+    lab.check_equal(11)
+
+
+def test_main_rolled_back_behind_our_back_is_found_and_repaired(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    first = head_of(lab.lake.require(lab.spec.target))
+    lab.insert([(START + timedelta(seconds=3, microseconds=7), 50)])
+    lab.run(run_key="test/two")
+    lab.lake.require(lab.spec.target).manage_snapshots().set_current_snapshot(snapshot_id=first).commit()
+    lab.run(run_key="test/three")
+    lab.check_equal(11)
+
+
+def test_a_dropped_table_is_made_again(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    lab.lake.catalog.drop_table(lab.spec.target)
+    lab.run(run_key="test/two")
+    lab.check_equal(10)
+
+
+def test_foreign_files_block_the_table_and_are_named(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    table = lab.lake.require(lab.spec.target)
+    (file,) = live_files(table, head_of(table)).values()
+    foreign = f"{table.location()}/data/part-00000.parquet"  # as an append-only tool would name it
+    shutil.copy(file.file_path, foreign)
+    twin = data_file(table, read_footer(foreign))
+    with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
+        snapshot.append_data_file(twin)
+    with pytest.raises(ForeignFiles, match=r"files that no segment owns, as .*\.parquet"):
+        lab.read(run_key="test/two")
+
+
+def test_a_lost_watermark_row_is_repaired_and_changes_nothing(lab: Lab) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    lab.run()
+    with lab.ledger._transaction() as cursor:
+        cursor.execute("DELETE FROM coldchain.offload_watermarks WHERE table_name = %s", (lab.name,))
+    assert lab.run(run_key="test/two").work is None
+    with lab.ledger._transaction() as cursor:
+        cursor.execute(
+            "SELECT last_offload_timestamp IS NOT NULL, last_offload_row_count FROM coldchain.offload_watermarks "
+            "WHERE table_name = %s",
+            (lab.name,),
+        )
+        assert cursor.fetchone() == (True, 10)
+
+
+def read_footer(path: str) -> Streamed:
+    """Describe a file as the stream that wrote it would."""
+    data = Path(path).read_bytes()
+    _, footer = split_tail(data)
+    return Streamed(Slice(None, None, 0), path, len(data), 0, footer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", ["lost", "doubled", "other window", "changed value"])
+def test_the_proof_fails_when_the_stage_is_not_the_source(lab: Lab, damage: str) -> None:
+    """The proof can fail: each way in which a stage could lie is refused before main moves."""
+    lab.insert_many(START, 40, 60_000_000)
+    reading = lab.read()
+    lab.offload(reading)
+    turn = lab.turn()
+    stage = protocol.latest_stage(turn, reading.work, "staged")  # type: ignore[arg-type]
+    assert stage is not None
+    data = stage.to_json()
+    segment = data["segments"][0]
+    if damage == "lost":
+        segment["paths"] = []
+    elif damage == "doubled":
+        segment["rows"] *= 2
+    elif damage == "other window":
+        segment["window"][0] += 900_000_000
+    else:
+        segment["hash"] = str(int(segment["hash"]) ^ 1)
+    with pytest.raises(ProofFailed, match=f"table={lab.name}"):
+        proof.prove(turn, Stage.from_json(data))
+    proof.prove(turn, stage)

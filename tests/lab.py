@@ -1,0 +1,207 @@
+"""A source table of a test's own, and the four steps of its offload, in this process or as processes to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from coldchain import proof, protocol
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.job import JobTable
+from coldchain.core.request import Request
+from coldchain.core.sql import Query
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, to_us
+from coldchain.lake import Lake
+from coldchain.settings import Settings
+from coldchain.source import Source
+from coldchain.store.postgres import PostgresLedger
+from coldchain_spark.offload import Outcome, offload_table
+from coldchain_spark.runner import make_mapper
+from tests.comparer import Comparison, compare, connect_clickhouse
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = """
+    ts DateTime64(6, 'UTC'), seq UInt64, symbol LowCardinality(String), price Decimal(38, 8), note Nullable(String),
+    ratio Nullable(Float64), small Int16, is_maker Bool, day Date, version UInt64
+"""
+
+
+def yesterday() -> datetime:
+    """Return the start of yesterday, UTC: closed, and inside every retention and horizon."""
+    now = datetime.now(UTC)
+    return datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=1)
+
+
+class Lab:
+    """One table of its own in `k2`, `cold` and the ledger; what a task does, the lab does the same way."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path, **changes: Any) -> None:
+        self.environment = dict(environment)
+        self.folder = folder
+        self.settings = Settings.from_environment(self.environment)
+        self.name = f"t_{uuid.uuid4().hex[:12]}"
+        self.spec = replace(
+            TableSpec(
+                name=self.name,
+                layer="bronze",
+                source=f"k2.{self.name}",
+                target=f"cold.{self.name}",
+                event_time="ts",
+                sequence="seq",
+                key=("symbol", "ts", "seq"),
+                read="final",
+                partitioning="day(ts)",
+                sort_order=("symbol", "ts", "seq"),
+                grid_us=15 * MINUTE_US,
+                lateness_us=MINUTE_US,
+                late_horizon_us=48 * HOUR_US,
+                retention_us=None,
+                seal_margin_us=0,
+                max_windows=96,
+                max_window_rows=1_000_000,
+                change_detection="fingerprint",
+            ),
+            **changes,
+        )
+        self.loader = HttpClickHouse(
+            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
+        )
+        self.client = HttpClickHouse(
+            self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
+        )
+        self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
+        self.lake = Lake(self.settings.catalog_properties)
+        self._version = 0
+        self.execute(
+            f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
+            "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
+        )
+
+    def execute(self, statement: str) -> None:
+        """Run a statement as the loader."""
+        for _ in self.loader.stream(Query(statement, {}), {}):
+            pass
+
+    def insert(self, rows: Iterable[tuple[datetime, int]], *, symbol: str = "XRPETH", price: str = "1.5") -> None:
+        """Insert rows of (event time, sequence number); a later insert of the same key corrects it."""
+        self._version += 1
+        values = ", ".join(
+            f"(fromUnixTimestamp64Micro({to_us(moment)}, 'UTC'), {seq}, '{symbol}', {price}, "
+            f"{'NULL' if seq % 3 == 0 else repr(f'note {seq}')}, {'NULL' if seq % 2 else seq / 7}, {seq % 100 - 50}, "
+            f"{seq % 2}, '2026-01-0{seq % 9 + 1}', {self._version})"
+            for moment, seq in rows
+        )
+        self.execute(f"INSERT INTO k2.{self.name} VALUES {values}")
+
+    def insert_many(self, start: datetime, rows: int, step_us: int, first: int = 1) -> None:
+        """Insert a stretch of rows, one every `step_us`."""
+        self.insert((start + timedelta(microseconds=index * step_us), first + index) for index in range(rows))
+
+    def turn(self, run_key: str = "test/run") -> protocol.Turn:
+        """Return the table's turn for a run."""
+        return protocol.Turn(self.spec, run_key, self.ledger, self.lake)
+
+    def source(self) -> Source:
+        """Return the table's source."""
+        return Source(self.client, self.spec)
+
+    def read(self, asked: Request | None = None, run_key: str = "test/run") -> protocol.Reading:
+        """Run read_watermark."""
+        return protocol.read(self.turn(run_key), self.source(), asked or Request(None, None))
+
+    def offload(self, reading: protocol.Reading, run_key: str = "test/run") -> Outcome:
+        """Run the offload job in this process, streaming in the driver."""
+        assert reading.work is not None
+        turn = self.turn(run_key)
+        token = protocol.take(turn)
+        turn.ledger.note(self.name, token, run_key, "started")
+        with make_mapper(0) as (mapper, cores):
+            return offload_table(JobTable(self.spec, token, run_key, reading.work), self.settings, mapper, cores)
+
+    def finish(self, reading: protocol.Reading, run_key: str = "test/run") -> int | None:
+        """Run validate and commit; return the watermark."""
+        assert reading.work is not None
+        turn = self.turn(run_key)
+        stage = protocol.latest_stage(turn, reading.work, "staged")
+        assert stage is not None
+        proof.prove(turn, stage)
+        turn.ledger.note(self.name, stage.token, run_key, "validated")
+        return protocol.publish(turn, stage, reading.work)
+
+    def run(self, asked: Request | None = None, run_key: str = "test/run") -> protocol.Reading:
+        """Run all four steps, as far as there is something to do."""
+        reading = self.read(asked, run_key)
+        if reading.work is not None:
+            outcome = self.offload(reading, run_key)
+            assert outcome.outcome == "staged", outcome
+            self.finish(reading, run_key)
+        return reading
+
+    def compare(self) -> Comparison:
+        """Compare every row of source and `main`, by the independent comparer."""
+        client = connect_clickhouse(
+            self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
+        )
+        try:
+            return compare(
+                client,
+                self.lake.catalog,
+                source=self.spec.source,
+                target=self.spec.target,
+                event_time=self.spec.event_time,
+                key=self.spec.key,
+            )
+        finally:
+            client.close()
+
+    def check_equal(self, rows: int) -> None:
+        """Assert that `main` holds exactly the source's rows, and that there are so many."""
+        found = self.compare()
+        assert found.is_equal, found
+        assert found.source_rows == found.target_rows == rows
+
+    def window(self, start: datetime, end: datetime) -> Window:
+        """Build a window."""
+        return Window(to_us(start), to_us(end))
+
+    # -- the same steps as processes ---------------------------------------------------------------------------------
+
+    def step(self, verb: str, *, run_key: str = "test/run", failpoint: str = "", **changes: str) -> Any:
+        """Run one step as a process; returns the CompletedProcess. `offload` goes through spark-submit."""
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "spec.json").write_text(json.dumps(self.spec.to_json()))
+        (self.folder / "run_key").write_text(run_key)
+        path = os.pathsep.join([str(ROOT / "plugins"), str(ROOT / "spark"), str(ROOT)])
+        binaries = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {
+            **os.environ, **self.settings.to_environment(), "PYTHONPATH": path, "PATH": binaries,
+            "PYTHONWARNINGS": "ignore", "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "SPARK_LOCAL_IP": "127.0.0.1",
+            "COLDCHAIN_FAILPOINT": failpoint, **changes,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tests.steps", verb, str(self.folder)]
+        if verb == "offload":
+            job = self.step("job", run_key=run_key)
+            assert job.returncode == 0, job.stderr
+            script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
+            command = ["spark-submit", "--master", "local[2]", script, job.stdout.strip()]
+        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=180)
+
+    def steps(self, run_key: str = "test/run") -> None:
+        """Run all four steps as processes; every one must succeed."""
+        for verb in ("read", "offload", "validate", "commit"):
+            done = self.step(verb, run_key=run_key)
+            assert done.returncode == 0, done.stderr
+            if verb == "read" and not (self.folder / "work.json").exists():
+                return
+
+
+DAY = timedelta(microseconds=DAY_US)

@@ -1,0 +1,94 @@
+"""A table's tasks as plain processes: `python -m tests.steps <verb> <folder>`, for tests that kill one of them.
+
+The folder holds `spec.json`, `run_key` and, once it was read, `work.json`. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from coldchain import failpoint, proof, protocol
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.errors import ColdchainError
+from coldchain.core.job import JobSpec, JobTable, Work
+from coldchain.core.request import Request
+from coldchain.core.table import TableSpec
+from coldchain.lake import Lake
+from coldchain.settings import Settings
+from coldchain.source import Source
+from coldchain.store.postgres import PostgresLedger
+
+
+def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
+    """Open the turn that a folder describes."""
+    spec = TableSpec.from_json(json.loads((folder / "spec.json").read_text()))
+    run_key = (folder / "run_key").read_text()
+    return protocol.Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
+
+
+def read(turn: protocol.Turn, settings: Settings, folder: Path, asked: Request | None = None) -> dict[str, object]:
+    """Run read_watermark, and keep its plan in the folder."""
+    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    reading = protocol.read(turn, Source(client, turn.spec), asked or Request(None, None))
+    plan = folder / "work.json"
+    plan.unlink(missing_ok=True)
+    if reading.work is not None:
+        plan.write_text(json.dumps(reading.work.to_json()))
+    return {"sentence": reading.sentence, "windows": len(reading.plan.windows), "watermark_us": reading.watermark_us}
+
+
+def job_of(turn: protocol.Turn, folder: Path) -> JobSpec:
+    """Take the table as the offload task does, and build its job."""
+    token = protocol.take(turn)
+    turn.ledger.note(turn.spec.name, token, turn.run_key, "started")
+    return JobSpec((JobTable(turn.spec, token, turn.run_key, _work(folder)),))
+
+
+def validate(turn: protocol.Turn, folder: Path) -> dict[str, object]:
+    """Run validate."""
+    stage = protocol.latest_stage(turn, _work(folder), "staged")
+    if stage is None:
+        return {"proven": False}
+    proof.prove(turn, stage)
+    failpoint.hit("validate.after_prove")
+    turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
+    return {"proven": True}
+
+
+def commit(turn: protocol.Turn, folder: Path) -> dict[str, object]:
+    """Run commit."""
+    work = _work(folder)
+    stage = protocol.latest_stage(turn, work, "validated")
+    if stage is None:
+        protocol.finish_idle(turn)
+        return {"published": False}
+    return {"published": True, "watermark_us": protocol.publish(turn, stage, work)}
+
+
+def _work(folder: Path) -> Work:
+    return Work.from_json(json.loads((folder / "work.json").read_text()))
+
+
+def main(verb: str, folder: Path) -> int:
+    """Run one step; an error is one sentence on stderr and its exit code."""
+    settings = Settings.from_environment()
+    try:
+        turn = turn_in(folder, settings)
+        steps = {
+            "read": lambda: read(turn, settings, folder),
+            "job": lambda: job_of(turn, folder).dumps(),
+            "validate": lambda: validate(turn, folder),
+            "commit": lambda: commit(turn, folder),
+        }
+        result = steps[verb]()
+    except ColdchainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(result if isinstance(result, str) else json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
