@@ -38,13 +38,11 @@ class Follower:
             for line in _errors(self.api, run_id, task):
                 say(f"    {line}")
 
-    def give_sign(self, tasks: list[dict[str, Any]]) -> None:
+    def give_sign(self, text: str) -> None:
         """Print what is going on once nothing has been said for a while."""
-        if time.monotonic() - self.spoke < SILENCE_S:
-            return
-        self.spoke = time.monotonic()
-        busy = [f"{task['task_id']} {task['state']}" for task in tasks if task["state"] and task["state"] not in ENDED]
-        say("    " + (", ".join(busy) or "waiting for the scheduler"))
+        if time.monotonic() - self.spoke >= SILENCE_S:
+            self.spoke = time.monotonic()
+            say(f"    {text}")
 
 
 def await_dag(api: AirflowApi, patience_s: float = 60.0) -> None:
@@ -93,6 +91,7 @@ def follow(api: AirflowApi, run_id: str) -> bool:
             if 0 < error.status < 500 or time.monotonic() - answered > PATIENCE_S:
                 raise
             state = None
+            follower.give_sign("Airflow's API does not answer; trying again")
         if state is not None:
             say(f"{run_id}: {state}")
             return state == "success"
@@ -109,8 +108,13 @@ def _look(follower: Follower, run_id: str) -> str | None:
     state = str(follower.api.run(DAG_ID, run_id)["state"])
     if state in ("success", "failed") and not active:
         return state
-    follower.give_sign([task for _run, task in tasks])
+    follower.give_sign(_busy([task for _run, task in tasks]))
     return None
+
+
+def _busy(tasks: list[dict[str, Any]]) -> str:
+    busy = [f"{task['task_id']} {task['state']}" for task in tasks if task["state"] and task["state"] not in ENDED]
+    return ", ".join(busy) or "waiting for the scheduler"
 
 
 def _all_tasks(follower: Follower) -> Iterator[tuple[str, dict[str, Any]]]:

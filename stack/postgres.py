@@ -28,7 +28,9 @@ def launch(stack: Stack) -> None:
     """Start the server unless it runs; the first time, create its data folder."""
     if process.find(stack, NAME):
         return
-    process.sweep([stack.postgres_home / "data"])
+    process.sweep([stack.postgres_home / "data", stack.postgres_home])
+    # A killed server leaves its lock, and the next refuses to start while any process has that id, even a zombie.
+    (stack.postgres_home / "data" / "postmaster.pid").unlink(missing_ok=True)
     stack.postgres_home.mkdir(mode=0o711, exist_ok=True)
     binaries = _binaries(stack)
     _initialise(stack, binaries)

@@ -117,6 +117,9 @@ def shell_settings(stack: Stack) -> dict[str, str]:
         "COLDCHAIN_STATE": str(stack.root),
         "PYTHONPATH": str(CLONE / "plugins"),
         "SCARF_ANALYTICS": "false",
+        # Production waits a minute: an API server that restarts must not burn every try.
+        "COLDCHAIN_RETRY_SECONDS": "5",
+        "SPARK_LOCAL_IP": "127.0.0.1",
     }
 
 

@@ -67,7 +67,7 @@ class Lab:
                 retention_us=None,
                 seal_margin_us=0,
                 max_windows=96,
-                max_window_rows=1_000_000,
+                max_window_rows=20_000_000,
                 change_detection="fingerprint",
             ),
             **changes,

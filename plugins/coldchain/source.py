@@ -44,6 +44,8 @@ _ALLOWED_SETTINGS = {
     "final": "0",
 }
 
+_ALWAYS_THERE = frozenset({"read_overflow_mode", "result_overflow_mode", "limit", "offset", "final"})
+
 # Awkward values, and what cityHash64 makes of each on every version that hashes as the proof's engine does.
 _VECTOR = (
     ("'', 0, CAST('0.00000001' AS Decimal(38, 8))", 7120104402471013114),
@@ -79,11 +81,25 @@ class Source:
 
     def preflight(self) -> None:
         """Refuse with SourceTruncates a server on which a proof would be worth nothing."""
-        names = sorted(_ALLOWED_SETTINGS)
+        # The server hides `limit` and `offset` from a query that asks for them: look at what they do.
+        if [int(number) for (number,) in self._client(Query("SELECT number FROM numbers(100)", {}))] != [*range(100)]:
+            raise SourceTruncates(
+                f"table={self._spec.name}: setting limit or offset of the offload's user hides rows; allowed is 0: "
+                "change the user's profile, nothing was moved"
+            )
         rows = self._client(
-            Query("SELECT name, value FROM system.settings WHERE name IN {names:Array(String)}", {"names": names})
+            Query(
+                "SELECT groupArray((name, value)) FROM system.settings WHERE name IN {names:Array(String)}",
+                {"names": sorted(_ALLOWED_SETTINGS)},
+            )
         )
-        for name, value in rows:
+        settings = dict(rows[0][0]) if rows else {}
+        if missing := sorted(_ALWAYS_THERE - settings.keys()):
+            raise SourceTruncates(
+                f"table={self._spec.name}: the offload's user does not see setting {missing[0]} in system.settings: "
+                "offset, a filter or a missing grant hides rows from it; correct its profile, nothing was moved"
+            )
+        for name, value in settings.items():
             allowed = _ALLOWED_SETTINGS[name]
             if value not in (allowed, ""):
                 raise SourceTruncates(

@@ -1,0 +1,118 @@
+"""Run a command and measure it: seconds, processor time, and the memory of all its processes at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_S = 0.05
+_TICKS_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a command took. `peak_bytes` is the largest sum of PSS over its session's processes alive at once."""
+
+    seconds: float
+    cpu_s: float
+    server_cpu_s: float
+    peak_bytes: int
+    output: str
+
+    def __add__(self, other: Measured) -> Measured:
+        """Return what two commands take one after the other."""
+        return Measured(
+            self.seconds + other.seconds,
+            self.cpu_s + other.cpu_s,
+            self.server_cpu_s + other.server_cpu_s,
+            max(self.peak_bytes, other.peak_bytes),
+            self.output + other.output,
+        )
+
+
+class CommandFailed(RuntimeError):
+    """A measured command ended with an error."""
+
+
+def run(argv: Sequence[str], environment: Mapping[str, str], folder: Path, server_pid: int) -> Measured:
+    """Run a command in a session of its own and measure it; CommandFailed carries the end of what it said.
+
+    Args:
+        argv: the command.
+        environment: its whole environment.
+        folder: its working directory; its standard error goes to a file there.
+        server_pid: ClickHouse, whose processor time is told apart; its memory is not counted.
+    """
+    with open(folder / "stderr", "w+", encoding="utf-8") as errors:
+        served = cpu_s(server_pid)
+        began = time.monotonic()
+        child = subprocess.Popen(
+            argv, env=dict(environment), cwd=folder, start_new_session=True, stdout=subprocess.PIPE, stderr=errors,
+            text=True,
+        )  # fmt: skip
+        sampler = _Sampler(child.pid)
+        sampler.start()
+        assert child.stdout is not None
+        output = child.stdout.read()
+        # Not Popen.wait: this tells the processor time of the command and of all that it waited for.
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.monotonic() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        child.stdout.close()
+        sampler.stop()
+        if child.returncode:
+            errors.seek(0)
+            raise CommandFailed(f"{argv[0]} ended with exit code {child.returncode}: {errors.read()[-3000:]}")
+    return Measured(
+        seconds, usage.ru_utime + usage.ru_stime, cpu_s(server_pid) - served, sampler.peak_bytes, output
+    )  # fmt: skip
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS_S if fields else 0.0
+
+
+class _Sampler(threading.Thread):
+    """Adds up the PSS of a session's processes, over and over, and keeps the largest sum."""
+
+    def __init__(self, session: int) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._session = session
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(SAMPLE_S):
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            members = [pid for pid in pids if (fields := _stat(pid)) and int(fields[3]) == self._session]
+            self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid in members))
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._done.set()
+        self.join()
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of `/proc/<pid>/stat` from the state on; none where the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _pss_bytes(pid: int) -> int:
+    """Return a process's share of the memory that it maps: what forked workers share is counted once."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
+    except OSError:
+        return 0

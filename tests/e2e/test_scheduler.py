@@ -1,0 +1,312 @@
+"""The offload through a real Airflow scheduler, on the shipped registry and the shipped trades.
+
+One story, told in order: backfill, first run, idle run, late rows, clearing, triggering twice, wrong parameters. After
+every chapter the independent comparer decides, row by row.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyiceberg.catalog import load_catalog
+
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.sql import Query
+from coldchain.settings import Settings
+from coldchain.store.postgres import PostgresLedger
+from stack.airflow_api import AirflowApi, ApiError
+from tests.comparer import compare, connect_clickhouse
+
+ROOT = Path(__file__).parents[2]
+DAG = "coldchain_offload"
+BINANCE, KRAKEN = "bronze_trades_binance", "bronze_trades_kraken"
+STEPS = ("read_watermark", "offload", "validate", "commit")
+ENDED = {"success", "failed"}
+
+
+class Story:
+    """The stack of the tests, as a person at the UI and at the databases sees it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.settings = Settings.from_environment(environment)
+        self.api = AirflowApi(environment["AIRFLOW_URL"], environment["AIRFLOW_USER"], environment["AIRFLOW_PASSWORD"])
+        self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
+        self.catalog = load_catalog("coldchain", **self.settings.catalog_properties)
+        self.loader = HttpClickHouse(
+            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
+        )
+
+    def wait(self, run_ids: Sequence[str], limit_s: float = 240) -> list[str]:
+        """Wait until runs have ended; return their states."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            states = [self.api.run(DAG, run_id)["state"] for run_id in run_ids]
+            if all(state in ENDED for state in states):
+                return states
+            time.sleep(0.5)
+        raise AssertionError(f"{run_ids} did not end within {limit_s} s: {states}")
+
+    def trigger(self, **conf: Any) -> str:
+        """Trigger a run without a logical date, and wait for its success."""
+        run_id = self.api.trigger(DAG, conf)
+        assert self.wait([run_id]) == ["success"]
+        return run_id
+
+    def states(self, run_id: str, table: str) -> dict[str, str]:
+        """Return a table's task states by step."""
+        tasks = {task["task_id"]: task["state"] for task in self.api.tasks(DAG, run_id)}
+        return {step: tasks[f"bronze.{table}.{step}"] for step in STEPS}
+
+    def clear(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
+        """Clear tasks of a run (all of them without names) and wait until it has succeeded again."""
+        body: dict[str, Any] = {
+            "dry_run": False, "dag_run_id": run_id, "only_failed": False, "include_downstream": downstream,
+            "reset_dag_runs": True,
+        }  # fmt: skip
+        if task_ids:
+            body["task_ids"] = list(task_ids)
+        cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
+        assert cleared["total_entries"] >= max(1, len(task_ids))
+        assert self.wait([run_id]) == ["success"]
+
+    def heads(self) -> list[int]:
+        """Return `main`'s snapshot of both tables."""
+        return [self.catalog.load_table(f"cold.{name}").current_snapshot().snapshot_id for name in (BINANCE, KRAKEN)]
+
+    def check_equal(self, binance: int, kraken: int = 585) -> None:
+        """Assert that both tables hold exactly the source's rows."""
+        client = connect_clickhouse(
+            self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
+        )
+        try:
+            for name, rows in ((BINANCE, binance), (KRAKEN, kraken)):
+                found = compare(
+                    client, self.catalog, source=f"k2.{name}", target=f"cold.{name}", event_time="exchange_timestamp"
+                )
+                assert found.is_equal, found
+                assert found.target_rows == rows
+        finally:
+            client.close()
+
+    def insert_copy(self, sequence: int, where: str = "1", limit: int = 1) -> None:
+        """Insert rows into Binance's table that look like its newest ones, with sequence numbers of their own."""
+        statement = (
+            f"INSERT INTO k2.{BINANCE} SELECT * REPLACE ({sequence} + rowNumberInAllBlocks() AS sequence_number, "
+            f"now64(6) AS ingestion_timestamp) FROM (SELECT * FROM k2.{BINANCE} FINAL WHERE {where} "
+            f"ORDER BY exchange_timestamp DESC LIMIT {limit})"
+        )
+        for _ in self.loader.stream(Query(statement, {}), {}):
+            pass
+
+    def oldest_day(self) -> datetime:
+        """Return the first day of Binance's trades."""
+        ((day,),) = self.loader(Query(f"SELECT toString(toDate(min(exchange_timestamp))) FROM k2.{BINANCE}", {}))
+        return datetime.fromisoformat(day).replace(tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def story(airflow: dict[str, str], state: Path) -> Iterator[Story]:
+    """Load the shipped trades and unpause the DAG."""
+    command = [sys.executable, "-m", "stack", "load"]
+    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+    told = Story(airflow)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            told.api.patch(f"/dags/{DAG}", {"is_paused": False})
+            break
+        except ApiError:
+            assert time.monotonic() < deadline, "the DAG was not parsed"
+            time.sleep(1)
+    yield told
+    told.ledger.close()
+
+
+def backfill(story: Story, start: datetime, end: datetime, **more: Any) -> list[str]:
+    """Start a backfill by REST, and return its runs' ids once all have ended."""
+    made = story.api.post(
+        "/backfills",
+        {"dag_id": DAG, "from_date": start.isoformat(), "to_date": end.isoformat(), "max_active_runs": 2,
+         "run_backwards": False, "dag_run_conf": {}, **more},
+    )  # fmt: skip
+    return wait_for_backfill(story, made["id"])
+
+
+def wait_for_backfill(story: Story, backfill_id: int) -> list[str]:
+    """Wait until a backfill has completed, and return its runs' ids."""
+    deadline = time.monotonic() + 300
+    while story.api.get(f"/backfills/{backfill_id}")["completed_at"] is None:
+        assert time.monotonic() < deadline, "the backfill did not end"
+        time.sleep(1)
+    runs = story.api.get(f"/dags/{DAG}/dagRuns", limit=100, order_by="-id")["dag_runs"]
+    return [run["dag_run_id"] for run in runs if run["run_type"] == "backfill"]
+
+
+def test_1_a_backfill_moves_exactly_its_intervals(story: Story) -> None:
+    start = story.oldest_day() + timedelta(hours=1)
+    last = start + timedelta(minutes=15 * 7)  # logical dates, both included: 8 intervals, two hours
+    runs = backfill(story, start, last)
+    assert len(runs) == 8
+    assert set(story.wait(runs)) == {"success"}
+    end = last + timedelta(minutes=15)
+    ((rows,),) = story.loader(
+        Query(
+            f"SELECT count() FROM k2.{BINANCE} FINAL WHERE exchange_timestamp >= "
+            "fromUnixTimestamp64Micro({s:Int64}, 'UTC') AND exchange_timestamp < "
+            "fromUnixTimestamp64Micro({e:Int64}, 'UTC')",
+            {"s": int(start.timestamp() * 1e6), "e": int(end.timestamp() * 1e6)},
+        )
+    )
+    held = story.catalog.load_table(f"cold.{BINANCE}").scan().to_arrow()
+    assert held.num_rows == rows > 0
+    times = held["exchange_timestamp"].to_pylist()
+    assert start <= min(times) <= max(times) < end
+
+
+def test_2_the_first_run_fills_what_the_backfill_left(story: Story) -> None:
+    story.trigger()
+    story.check_equal(12_477)
+
+
+def test_3_an_idle_run_costs_one_task_a_table_and_no_spark(story: Story) -> None:
+    before = story.heads()
+    run_id = story.trigger()
+    for table in (BINANCE, KRAKEN):
+        assert story.states(run_id, table) == {
+            "read_watermark": "success", "offload": "skipped", "validate": "skipped", "commit": "skipped",
+        }  # fmt: skip
+    assert story.heads() == before
+
+
+def test_4_late_rows_and_corrections_are_found(story: Story) -> None:
+    story.insert_copy(900_000_001, limit=40)
+    story.insert_copy(900_000_900, where="toHour(exchange_timestamp) = 1", limit=5)
+    story.trigger()
+    story.check_equal(12_522)
+
+
+def test_5_plan_mode_says_and_moves_nothing(story: Story) -> None:
+    story.insert_copy(900_001_001)
+    before = story.heads()
+    run_id = story.trigger(mode="plan", tables=[BINANCE])
+    assert story.heads() == before
+    events = story.api.log(DAG, run_id, f"bronze.{BINANCE}.read_watermark", 1)
+    assert any("1 of them replace what is published" in str(event) for event in events)
+    assert story.states(run_id, KRAKEN)["read_watermark"] == "skipped"
+
+
+@pytest.fixture(scope="module")
+def working_run(story: Story) -> str:
+    """A run that moved something: the row that plan mode left."""
+    run_id = story.trigger()
+    assert set(story.states(run_id, BINANCE).values()) == {"success"}
+    return run_id
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("downstream", [False, True], ids=["alone", "with downstream"])
+def test_6_any_task_can_be_cleared(story: Story, working_run: str, step: str, downstream: bool) -> None:
+    before = story.heads()
+    story.clear(working_run, f"bronze.{BINANCE}.{step}", downstream=downstream)
+    assert story.heads() == before, "what is published is left alone"
+    story.check_equal(12_523)
+
+
+def test_7_a_whole_run_can_be_cleared(story: Story, working_run: str) -> None:
+    story.insert_copy(900_002_001)
+    story.clear(working_run)
+    story.check_equal(12_524)
+
+
+def test_8_two_runs_at_once_and_an_exact_stretch_converge(story: Story) -> None:
+    story.insert_copy(900_003_001, limit=3)
+    start = story.oldest_day()
+    conf = {"start": start.isoformat(), "end": (start + timedelta(days=1)).isoformat()}
+    runs = [story.api.trigger(DAG, {}), story.api.trigger(DAG, conf), story.api.trigger(DAG, {})]
+    assert set(story.wait(runs)) == {"success"}
+    story.check_equal(12_527)
+
+
+def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:
+    """Scheduled runs appear on the quarter hour; unpausing made the one of the last complete interval."""
+    scheduled = story.api.get(f"/dags/{DAG}/dagRuns", limit=100, run_type=["scheduled"], order_by="-id")["dag_runs"]
+    assert scheduled, "unpausing starts the run of the last complete interval"
+    run = scheduled[0]
+    story.wait([run["dag_run_id"]])
+    story.insert_copy(900_004_001)
+    day = story.oldest_day()
+    cli = Path(sys.prefix) / "bin" / "airflow"
+    command = [str(cli), "backfill", "create", "--dag-id", DAG, "--from-date", run["logical_date"], "--to-date",
+               run["logical_date"], "--reprocess-behavior", "completed", "--max-active-runs", "1"]  # fmt: skip
+    environment = {**os.environ, **story.environment, "PATH": f"{cli.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    newest = story.api.get("/backfills", dag_id=DAG, order_by="-id")["backfills"][0]
+    wait_for_backfill(story, newest["id"])
+    again = story.api.run(DAG, run["dag_run_id"])
+    assert again["run_type"] == "backfill", "Airflow turns the scheduled run into the backfill's"
+    assert again["data_interval_end"] == run["data_interval_end"]
+    assert again["state"] == "success"
+    # The late row lies outside that interval: an exact run over its day takes it.
+    yesterday = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    story.trigger(start=day.isoformat(), end=yesterday.isoformat())
+    story.check_equal(12_528)
+
+
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        ({"tables": ["nonsense"]}, "nonsense"),
+        ({"mode": "force"}, "force"),
+        ({"allow_shrink": ["1"]}, "allow_shrink"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_a_run_exists(story: Story, conf: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApiError, match=words) as refused:
+        story.api.trigger(DAG, conf)
+    assert refused.value.status in (400, 422)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        ("2026-02-10T00:15:00Z", "2026-02-10T00:00:00Z", "must come after start"),
+        ("2026-02-30T00:00:00Z", "2026-03-10T00:00:00Z", "parameter start='2026-02-30T00:00:00Z' is not a time"),
+    ],
+)
+def test_a_wrong_stretch_fails_with_a_sentence_and_writes_nothing(
+    story: Story, start: str, end: str, words: str
+) -> None:
+    before = story.heads()
+    run_id = story.api.trigger(DAG, {"start": start, "end": end, "tables": [KRAKEN]})
+    assert story.wait([run_id]) == ["failed"]
+    assert story.states(run_id, KRAKEN)["read_watermark"] == "failed"
+    task = next(t for t in story.api.tasks(DAG, run_id) if t["task_id"] == f"bronze.{KRAKEN}.read_watermark")
+    assert task["try_number"] == 1, "no retry can mend it"
+    events = story.ledger.attempts(KRAKEN, f"{DAG}/{run_id}")
+    assert words in events[0].detail["error"], "the failure callback wrote it down"
+    assert story.heads() == before
+    story.trigger()
+    story.check_equal(12_528)
+
+
+def test_z_no_secret_is_in_logs_arguments_or_the_ui(story: Story, working_run: str) -> None:
+    secrets = [story.settings.clickhouse_password, *(uri.split(":")[2].split("@")[0] for uri in (
+        story.settings.ledger_uri, story.settings.catalog_uri))]  # fmt: skip
+    assert all(len(secret) > 8 for secret in secrets)
+    shown = [str(task) for task in story.api.tasks(DAG, working_run)]
+    for path in Path(story.environment["AIRFLOW_HOME"], "logs").rglob("*.log"):
+        shown.append(path.read_text(errors="replace"))
+    text = "\n".join(shown)
+    assert "coldchain" in text
+    assert not [secret for secret in secrets if secret in text]
