@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
+# Before anything imports Airflow: it makes files in its home.
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="coldchain-airflow-home-"))
+
+from tests.lab import Lab  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")

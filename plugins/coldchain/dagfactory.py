@@ -74,12 +74,12 @@ def build_offload_dag(registry: Registry) -> DAG:
         default_args=_default_args(),
         doc_md=_doc(registry),
     ) as dag:
-        before: Any = None
+        before: list[Any] = []
         lasts: list[Any] = []
         for plan in plans:
             firsts, ends = _build_layer(plan, names)
-            if before is not None:
-                before >> firsts
+            for first in firsts:
+                before >> first
             lasts += ends
             before = ends
         if lasts:

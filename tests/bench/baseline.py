@@ -22,7 +22,7 @@ from pyiceberg.types import (
 )
 
 from stack.settings import postgres_uri
-from stack.state import Stack
+from stack.state import Stack, write_private
 
 APPLICATION = Path(__file__).with_name("baseline_job.py")
 PACKAGES = (
@@ -89,8 +89,10 @@ def prepare(stack: Stack, catalog: Catalog, target: str) -> None:
     connection.close()
 
 
-def command(stack: Stack, jars: str, source: str, target: str, end: str) -> tuple[list[str], dict[str, str]]:
-    """Return spark-submit's arguments, and what its environment needs besides."""
+def command(
+    stack: Stack, folder: Path, jars: str, source: str, target: str, end: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return spark-submit's arguments, and what its environment needs besides; secrets go into a private file."""
     catalog = "spark.sql.catalog.coldchain"
     configuration = {
         "spark.driver.extraClassPath": jars,
@@ -107,10 +109,12 @@ def command(stack: Stack, jars: str, source: str, target: str, end: str) -> tupl
         f"{catalog}.jdbc.schema-version": "V1",
         f"{catalog}.warehouse": str(stack.warehouse),
     }
-    options = [part for name, value in configuration.items() for part in ("--conf", f"{name}={value}")]
-    argv = ["spark-submit", "--master", "local[2]", *options, str(APPLICATION), source, f"coldchain.{target}", end]
+    properties = folder / "baseline.conf"
+    write_private(properties, "".join(f"{name} {value}\n" for name, value in configuration.items()))
+    argv = ["spark-submit", "--master", "local[2]", "--properties-file", str(properties), str(APPLICATION)]
+    argv += [source, f"coldchain.{target}", end]
     environment = {
-        # The driver of 0.9.4 reads its own compression wrongly.
+        # Driver 0.9.4 works only with answers that are not compressed.
         "BENCH_JDBC_URL": f"jdbc:clickhouse://127.0.0.1:{stack.ports['clickhouse_http']}/k2?compress=0",
         "BENCH_WATERMARK_URI": _watermark_uri(stack),
     }

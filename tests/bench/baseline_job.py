@@ -23,8 +23,8 @@ _COLUMNS = (
 )
 
 
-def main(source: str, target: str, start: str, end: str) -> int:
-    """Offload `[start, end)` of the source to the Iceberg table; print what moved as JSON."""
+def main(source: str, target: str, end: str) -> int:
+    """Offload what lies between the watermark and `end` to the Iceberg table; print what moved as JSON."""
     began = time.monotonic()
     spark = SparkSession.builder.appName(f"baseline-{target}").getOrCreate()
     spark.sparkContext.setLogLevel("WARN")
@@ -39,8 +39,8 @@ def main(source: str, target: str, start: str, end: str) -> int:
         .option("fetchsize", 100_000)
         .option(
             "dbtable",
-            f"(SELECT {_COLUMNS} FROM {source} WHERE exchange_timestamp >= toDateTime64('{max(watermark, start)}', 6, 'UTC')"
-            f" AND exchange_timestamp < toDateTime64('{end}', 6, 'UTC')) AS rows",
+            f"(SELECT {_COLUMNS} FROM {source} WHERE exchange_timestamp > toDateTime64('{watermark}', 6, 'UTC')"
+            f" AND exchange_timestamp <= toDateTime64('{end}', 6, 'UTC')) AS rows",
         )
         .load()
         .cache()

@@ -1,8 +1,9 @@
 """The four steps of a table as plain processes, as Airflow's tasks run them but without Airflow.
 
-    python -m tests.bench.steps read|offload|validate|commit <folder>
+    python -m tests.bench.steps read|offload|validate|commit|fingerprint <folder>
 
-The folder holds `spec.json` (the table) and `run_key`; `read` leaves `work.json` there for the others.
+The folder holds `spec.json` (the table) and `run_key`; `read` leaves `work.json` there for the others. Like the tasks,
+each step imports only what it needs, when it needs it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldchain.core.job import JobSpec, JobTable, Work
 from coldchain.core.table import TableSpec
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
+
+if TYPE_CHECKING:
+    from coldchain.protocol import Turn
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,8 +36,8 @@ class Run:
         self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
         self.run_key = (folder / "run_key").read_text()
 
-    def turn(self):  # type: ignore[no-untyped-def]
-        """Return the table in this run's hands; imports pyiceberg, as late as a task does."""
+    def turn(self) -> Turn:
+        """Return the table in this run's hands."""
         from coldchain.lake import Lake
         from coldchain.protocol import Turn
 
@@ -94,7 +100,24 @@ def commit(run: Run) -> None:
     protocol.publish(turn, stage, work)
 
 
-STEPS = {"read": read, "offload": offload, "validate": validate, "commit": commit}
+def fingerprint(run: Run) -> None:
+    """Fingerprint what was staged, and nothing else; print the seconds, imports of the engine included."""
+    from coldchain import protocol
+    from coldchain.lake import columns_of
+
+    turn = run.turn()
+    stage = protocol.latest_stage(turn, run.work(), "staged")
+    assert stage is not None
+    columns = columns_of(turn.lake.require(run.spec.target))
+    paths = [path for segment in stage.segments for path in segment.paths]
+    began = time.monotonic()
+    from coldchain import proof
+
+    proof.read_files(run.spec, columns, paths, stage.segments[0].grid_us)
+    print(time.monotonic() - began)
+
+
+STEPS = {"read": read, "offload": offload, "validate": validate, "commit": commit, "fingerprint": fingerprint}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, strategies as st
@@ -55,7 +56,7 @@ def instants(*windows: Window) -> set[int]:
 
 def is_normal(windows: list[Window]) -> bool:
     """Sorted, and no two overlap or touch."""
-    return all(before.end_us < after.start_us for before, after in zip(windows, windows[1:], strict=False))
+    return all(before.end_us < after.start_us for before, after in pairwise(windows))
 
 
 @given(small_windows(), small_windows())
@@ -162,7 +163,7 @@ def partition(us: int, unit: str) -> tuple[int, ...]:
 def test_parts_make_the_window_and_each_lies_in_one_partition(window: Window, unit: str) -> None:
     parts = list(split_at_partitions(window, unit))
     assert (parts[0].start_us, parts[-1].end_us) == (window.start_us, window.end_us)
-    assert all(before.end_us == after.start_us for before, after in zip(parts, parts[1:], strict=False))
+    assert all(before.end_us == after.start_us for before, after in pairwise(parts))
     assert all(partition(part.start_us, unit) == partition(part.end_us - 1, unit) for part in parts)
 
 

@@ -1,0 +1,116 @@
+"""The DAG that the registry makes: shape, and what every task is allowed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from coldchain.core.errors import CommitUnknown, Fenced, LeaseHeld, Permanent, SourceShrank, Unavailable
+from coldchain.dagfactory import build_offload_dag, describe
+from coldchain.failures import as_airflow_failures
+from coldchain.registry import DEFAULT_PATH, BadTable, Registry, load_registry
+
+REGISTRY = load_registry(DEFAULT_PATH)
+STEPS = ["read_watermark", "offload", "validate", "commit"]
+
+
+@pytest.fixture(scope="module")
+def dag() -> DAG:
+    """The DAG of the shipped registry."""
+    return build_offload_dag(REGISTRY)
+
+
+def test_every_table_has_its_four_tasks_in_order(dag: DAG) -> None:
+    for table in REGISTRY.tables:
+        ids = [f"{table.layer}.{table.name}.{step}" for step in STEPS]
+        for before, after in zip(ids, ids[1:], strict=False):
+            assert after in dag.get_task(before).downstream_task_ids
+
+
+def test_every_task_has_a_time_limit_a_pool_and_a_failure_callback(dag: DAG) -> None:
+    for task in dag.tasks:
+        if task.task_id == "every_table_done":
+            continue
+        assert task.execution_timeout is not None, task.task_id
+        assert task.pool in ("coldchain_spark", "coldchain_clickhouse"), task.task_id
+        assert task.on_failure_callback, task.task_id
+        assert task.retries >= 3
+    offload = dag.get_task("bronze.bronze_trades_binance.offload")
+    assert offload.execution_timeout == timedelta(minutes=10)
+    assert offload.durable is False, "durable makes Clear of a finished task a green no-op"
+
+
+def test_the_schedule_has_data_intervals_and_one_run_at_a_time(dag: DAG) -> None:
+    assert type(dag.timetable).__name__ == "CronDataIntervalTimetable"
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+
+
+def test_a_bad_entry_takes_out_its_own_table_only(tmp_path: Path) -> None:
+    text = DEFAULT_PATH.read_text(encoding="utf-8").replace(
+        "partitioning: day(exchange_timestamp)", "partitioning: week", 1
+    )
+    path = tmp_path / "tables.yaml"
+    path.write_text(text, encoding="utf-8")
+    registry = load_registry(path)
+    made = build_offload_dag(registry)
+    ids = {task.task_id for task in made.tasks}
+    assert "bronze.bronze_trades_binance.registry" in ids
+    assert "bronze.bronze_trades_binance.offload" not in ids
+    assert "bronze.bronze_trades_kraken.offload" in ids
+    with pytest.raises(AirflowFailException, match=r"tables.yaml line \d+: table bronze_trades_binance: partitioning"):
+        made.get_task("bronze.bronze_trades_binance.registry").execute({})
+    assert "tables.yaml line" in (made.doc_md or ""), "the DAG's page says it too"
+
+
+def test_a_registry_that_can_not_be_read_gives_a_dag_that_says_so(tmp_path: Path) -> None:
+    made = build_offload_dag(load_registry(tmp_path / "missing.yaml"))
+    assert [task.task_id for task in made.tasks] == ["bronze.registry.registry", "every_table_done"]
+
+
+def test_layers_run_in_order_whatever_the_one_before_did() -> None:
+    spec = REGISTRY.tables[0]
+    silver = type(spec).from_json({**spec.to_json(), "name": "s", "layer": "silver", "target": "cold.s"})
+    made = build_offload_dag(Registry((spec, silver)))
+    read = made.get_task("silver.s.read_watermark")
+    assert read.upstream_task_ids == {f"bronze.{spec.name}.commit"}
+    assert read.trigger_rule == "all_done"
+    assert made.get_task("every_table_done").trigger_rule == "none_failed"
+    assert made.get_task("every_table_done").upstream_task_ids == {f"bronze.{spec.name}.commit", "silver.s.commit"}
+
+
+def test_a_disabled_table_has_no_tasks() -> None:
+    spec = REGISTRY.tables[0]
+    off = type(spec).from_json({**spec.to_json(), "enabled": False})
+    assert describe(Registry((off,), (BadTable("b", "gold", ("why",)),)))[0].layer == "gold"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [(Permanent("p"), True), (SourceShrank("p"), True), (Fenced("p"), True), (Unavailable("t"), False),
+     (LeaseHeld("t"), False), (CommitUnknown("u"), False)],
+)  # fmt: skip
+def test_kinds_of_errors_decide_about_retries(error: Exception, is_final: bool) -> None:
+    with pytest.raises(AirflowException) as caught, as_airflow_failures():
+        raise error
+    assert isinstance(caught.value, AirflowFailException) is is_final
+    assert str(caught.value) == str(error)
+
+
+def test_a_missing_connection_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this check the Spark provider silently submits to YARN."""
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from coldchain import connections
+
+    def missing(conn_id: str) -> None:
+        raise AirflowNotFoundException(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(missing))
+    with pytest.raises(Permanent, match="Airflow connection spark_default does not exist: add it"):
+        connections.connection(connections.SPARK)
