@@ -15,7 +15,7 @@ import pytest
 # Before anything imports Airflow: it makes files in its home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="coldchain-airflow-home-"))
 
-from tests.lab import Lab  # noqa: E402
+from tests.lab import Lab
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")

@@ -16,7 +16,7 @@ from coldchain.core import fingerprint
 from coldchain.core.errors import Permanent, ProofFailed
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total
 from coldchain.core.job import Stage, StagedSegment
-from coldchain.core.sql import Query
+from coldchain.core.sql import Query, comma, quote
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import format_us
@@ -50,6 +50,7 @@ def prove(turn: Turn, stage: Stage) -> None:
     found = read_files(turn.spec, columns, paths, _grid_us(stage.segments))
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
+    check_quality(turn.spec, columns, paths)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal the source", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
@@ -147,6 +148,28 @@ def _relations(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
     declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
     patterns = (f"{f}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}" for f, names in folders.items())
     return [f"file('{pattern}', Parquet, '{declared}')" for pattern in patterns]
+
+
+def check_quality(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str]) -> None:
+    """Run the registry's checks over staged files; ProofFailed names the check and how many rows break it.
+
+    A key holds the event time, and files never share an instant of a segment: so a key is unique where it is unique
+    in every file.
+    """
+    wanted = [(f"not_null {name}", f"countIf(isNull({quote(name)}))") for name in spec.checks.get("not_null", ())]
+    if spec.checks.get("unique"):
+        key = comma(quote(name) for name in spec.key)
+        wanted.append((f"unique ({', '.join(spec.key)})", f"count() - uniqExact({key})"))
+    for path in paths if wanted else ():
+        (relation,) = _relations(columns, [path])
+        (counts,) = query_chdb(Query(f"SELECT {comma(count for _, count in wanted)} FROM {relation}", {}))
+        for (name, _), count in zip(wanted, counts, strict=True):
+            if int(count):
+                owner = owner_of(path)
+                raise ProofFailed(
+                    f"table={spec.name} window={owner.window if owner else path}: check {name} is broken by "
+                    f"{int(count):,} rows; nothing was published: correct the source, or the check in the registry"
+                )
 
 
 def query_chdb(query: Query) -> list[tuple[Any, ...]]:

@@ -207,6 +207,8 @@ def _check(merged: Mapping[str, Any], entry: Mapping[str, Any], counts: Counter[
         yield say("grid", merged["grid"], "at least 1m, and it must divide a day")
     if merged["partitioning"].partition("(")[2] != f"{merged['event_time']})":
         yield say("partitioning", merged["partitioning"], f"it must be over event_time, {merged['event_time']}")
+    if merged["event_time"] not in merged["key"] and merged.get("checks", {}).get("unique"):
+        yield say("key", merged["key"], f"check unique needs the event time {merged['event_time']} in it")
     if counts[str(entry["target"]).lower()] > 1:
         yield say("target", entry["target"], "every target, whatever its case, may be there once")
     if merged["retention"] and duration_us(merged["retention"]) <= duration_us(merged["seal_margin"]):

@@ -189,7 +189,7 @@ def windows_to_compare(
     if request.is_idle or origin_us is None:
         return [], until_us
     if request.window is not None:
-        start_us = request.window.start_us
+        start_us = max(request.window.start_us, origin_us)  # nothing is older than the origin
     else:
         start_us = min(until_us, compared_to_us if compared_to_us is not None else origin_us) - late_horizon_us
         start_us = min(start_us, *(us if us is not None else origin_us for us in (watermark_us, last_rows_us)))

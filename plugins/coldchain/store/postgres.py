@@ -109,6 +109,11 @@ class PostgresLedger:
             ) from error
         except psycopg2.errors.ExclusionViolation as error:
             raise Superseded(f"the ledger refuses overlapping segments: {error.diag.message_detail}") from error
+        except psycopg2.errors.InsufficientPrivilege as error:
+            raise Permanent(
+                f"the ledger refuses its user: {_first_line(error)}; run python -m coldchain.store.migrate, "
+                "which grants what the runtime role needs"
+            ) from error
         except psycopg2.errors.UndefinedTable as error:
             raise Permanent(
                 f"the ledger's schema is incomplete: {_first_line(error)}; run python -m coldchain.store.migrate"

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-POLL_S = 5.0
+POLL_S = 2.0
 
 
 class TableReadyTrigger(BaseTrigger):
