@@ -161,6 +161,7 @@ def test_a_run_does_the_oldest_windows_first_and_defers_the_rest(case: tuple[Wor
     plan = world.plan(wanted, allowed)
     everything = world.plan(wanted, replace(allowed, max_windows=1_000))
     assert len(plan.windows) <= allowed.max_windows
+    assert [w.window for w in everything.windows] == sorted(w.window for w in everything.windows)
     assert plan.windows == everything.windows[: allowed.max_windows]
     assert plan.deferred == tuple(w.window for w in everything.windows[allowed.max_windows :])
     assert (plan.empty, plan.expired, plan.sealed) == (everything.empty, everything.expired, everything.sealed)
@@ -191,6 +192,23 @@ def test_what_the_source_forgot_is_expired_and_what_it_never_had_is_empty(
     edge_us = allowed.forgotten_before_us
     assert all(edge_us is not None and window.start_us < edge_us for window in plan.expired)
     assert all(edge_us is None or window.start_us >= edge_us for window in plan.empty)
+
+
+def test_a_day_that_the_source_began_to_forget_is_expired() -> None:
+    two_days = [Window(T0, T0 + 2 * DAY_US)]
+    for forgotten_us, expired, empty in ((T0, 0, 2), (T0 + 1, 1, 1), (T0 + DAY_US, 1, 1), (T0 + DAY_US + 1, 2, 0)):
+        plan = make_plan(two_days, [], {}, rules(forgotten_before_us=forgotten_us))
+        assert (len(plan.expired), len(plan.empty)) == (expired, empty), at(forgotten_us)
+
+
+def test_old_changes_come_before_newer_windows_and_newer_changes_after_older_ones() -> None:
+    plan = compare([published(1, 1, 10)], source(5, 20, 5, 5), max_window_rows=5, max_windows=3)
+    assert [(w.reason, w.window.start_us) for w in plan.windows] == [
+        (NEW, T0),
+        (CHANGED, T0 + GRID_US),
+        (NEW, T0 + 2 * GRID_US),
+    ]
+    assert plan.deferred == (Window(T0 + 3 * GRID_US, T0 + DAY_US),)
 
 
 # -- doing it --------------------------------------------------------------------------------------------------------
@@ -305,6 +323,19 @@ def test_the_comparison_cuts_at_every_edge_there_ever_was() -> None:
     assert comparison_grid_us(HOUR_US, [old]) == 15 * MINUTE_US
     assert comparison_grid_us(10 * MINUTE_US, [old]) == 5 * MINUTE_US
     assert comparison_grid_us(HOUR_US, []) == HOUR_US
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Segment(1, Window(T0 + 5 * MINUTE_US, T0 + HOUR_US), EMPTY, "v1", grid_us=HOUR_US),
+        Segment(1, Window(T0, T0 + 5 * MINUTE_US), EMPTY, "v1", grid_us=HOUR_US),
+        Segment(1, Window(T0, T0 + HOUR_US), EMPTY, "v1", grid_us=5 * MINUTE_US),
+    ],
+    ids=["start", "end", "buckets"],
+)
+def test_one_odd_edge_is_enough_to_refine_the_comparison(odd: Segment) -> None:
+    assert comparison_grid_us(15 * MINUTE_US, [odd]) == 5 * MINUTE_US
 
 
 # -- widening --------------------------------------------------------------------------------------------------------
@@ -437,11 +468,11 @@ def test_nothing_wanted_is_nothing_to_do() -> None:
     assert make_plan([], FULL_DAY, source(1, 2, 3, 4), rules()) == Plan()
 
 
-@pytest.mark.parametrize("size", [1, 3, 10, 11])
+@pytest.mark.parametrize("size", [1, 3, 7, 8, 11])
 def test_a_stretch_is_cut_before_the_bucket_that_would_exceed_the_limit(size: int) -> None:
     plan = compare([], source(4, 4, 4, 4), max_window_rows=size)
     rows = [w.fingerprint.rows for w in plan.windows]
-    assert rows == {1: [4, 4, 4, 4], 3: [4, 4, 4, 4], 10: [8, 8], 11: [8, 8]}[size]
+    assert rows == ([8, 8] if size >= 8 else [4, 4, 4, 4])
     assert plan.windows[0].window.start_us == T0
     assert plan.windows[-1].window.end_us == T0 + DAY_US
 

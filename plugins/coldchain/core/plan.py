@@ -135,25 +135,26 @@ def _changed(
             sealed.append(segment.segment_id)
         else:
             differing.append((segment, source))
-    losses = {segment.segment_id: _lost_rows(segment, buckets) for segment, source in differing}
-    gained = sum(max(0, source.rows - segment.fingerprint.rows) for segment, source in differing)
-    is_net_loss = sum(losses.values()) > gained
+    balances = {segment.segment_id: _balance(segment, buckets) for segment, _ in differing}
+    is_net_loss = sum(lost - gained for lost, gained in balances.values()) > 0
     changed, shrunk = [], []
     for segment, source in differing:
-        if is_net_loss and losses[segment.segment_id] and segment.segment_id not in rules.allow_shrink:
+        lost, _ = balances[segment.segment_id]
+        if is_net_loss and lost and segment.segment_id not in rules.allow_shrink:
             shrunk.append(Shrunk(segment.segment_id, segment.window, segment.fingerprint, source))
         else:
             changed.append(PlannedWindow(segment.window, source, (segment.segment_id,), CHANGED))
     return changed, shrunk, sealed
 
 
-def _lost_rows(segment: Segment, buckets: Buckets) -> int:
-    """Count the rows that single buckets lost since they were published, whatever other buckets gained."""
-    lost = 0
+def _balance(segment: Segment, buckets: Buckets) -> tuple[int, int]:
+    """Count the rows that single buckets lost and gained since they were published, on the grid of their record."""
+    lost, gained = 0, sum(now.rows for now in within(buckets, segment.window).values())
     for start, was in segment.buckets.items():
         now = total(within(buckets, Window(start, start + segment.grid_us)).values())
         lost += max(0, was.rows - now.rows)
-    return lost
+        gained -= min(was.rows, now.rows)
+    return lost, gained
 
 
 def _fill(
