@@ -28,7 +28,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import NestedField
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from coldchain.core.errors import (
     BaseMoved,
@@ -128,7 +128,10 @@ class Lake:
     def catalog(self) -> Catalog:
         """The catalog; made when first used, for a task that finds nothing to do never needs it."""
         with _reading("the catalog"):
-            return load_catalog(CATALOG_NAME, **self._properties)
+            try:
+                return load_catalog(CATALOG_NAME, **self._properties)
+            except (IntegrityError, ProgrammingError):  # two first users made its tables at the same moment
+                return load_catalog(CATALOG_NAME, **self._properties)
 
     def load(self, target: str) -> Table | None:
         """Load a table, or None where the catalog has none of that name."""
@@ -158,7 +161,7 @@ class Lake:
             )
         )
         with _reading(spec.target), _committing(spec.target):
-            with contextlib.suppress(NamespaceAlreadyExistsError):
+            with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
                 self.catalog.create_namespace(spec.target.rpartition(".")[0])
             with self.catalog.create_table_transaction(
                 spec.target,

@@ -1,0 +1,71 @@
+"""The Iceberg side by itself: first use of a fresh catalog, and schemas that no longer fit."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from coldchain.core.errors import SchemaDrift, UnsupportedType
+from coldchain.lake import Lake
+from tests.lab import Lab, yesterday
+
+
+def test_many_first_users_of_a_fresh_catalog_at_once(environment: dict[str, str], tmp_path: Path) -> None:
+    """Two tables' first tasks make the catalog's own tables at the same moment."""
+    superuser = environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", "")
+    database = f"fresh_{uuid.uuid4().hex[:8]}"
+    connection = psycopg2.connect(superuser)
+    connection.autocommit = True
+    try:
+        connection.cursor().execute(f"CREATE DATABASE {database}")
+        uri = environment["COLDCHAIN_PG_SUPERUSER_URI"].rpartition("/")[0] + f"/{database}"
+        properties = {"type": "sql", "uri": uri, "warehouse": str(tmp_path)}
+        lakes, failures, start = [Lake(properties) for _ in range(6)], [], threading.Barrier(6)
+
+        def use(lake: Lake) -> None:
+            start.wait()
+            try:
+                assert lake.load("cold.nothing") is None
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=use, args=(lake,)) for lake in lakes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for lake in lakes:
+            lake.catalog.engine.dispose()  # type: ignore[attr-defined]
+        assert failures == []
+    finally:
+        connection.cursor().execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("ADD COLUMN extra String", "column extra is new in the source"),
+        ("DROP COLUMN note", "column note is gone from the source"),
+        ("MODIFY COLUMN small Int64", "column small is long in the source and int in Iceberg"),
+        ("MODIFY COLUMN ratio Float64 DEFAULT 0", "column ratio is double in the source and nullable double in Iceberg"),
+    ],
+)
+def test_a_changed_schema_is_refused_before_a_row_moves(lab: Lab, change: str, words: str) -> None:
+    lab.insert_many(yesterday(), 10, 1_000_000)
+    lab.run()
+    lab.execute(f"ALTER TABLE k2.{lab.name} {change} SETTINGS mutations_sync = 2")
+    with pytest.raises(SchemaDrift, match=words):
+        lab.read(run_key="test/drift")
+    assert lab.compare().target_rows in (0, 10)
+    assert lab.ledger.lease(lab.name).holder is None
+
+
+def test_a_column_without_a_lossless_form_is_named(lab: Lab) -> None:
+    lab.execute(f"ALTER TABLE k2.{lab.name} ADD COLUMN odd AggregateFunction(sum, UInt64)")
+    with pytest.raises(UnsupportedType, match=r"column odd AggregateFunction\(sum, UInt64\)"):
+        lab.read()
