@@ -83,6 +83,11 @@ def test_layers_run_in_order_whatever_the_one_before_did() -> None:
     assert made.get_task("every_table_done").upstream_task_ids == {f"bronze.{spec.name}.commit", "silver.s.commit"}
 
 
+def test_the_form_has_its_parameters(dag: DAG) -> None:
+    assert set(dag.params) == {"tables", "start", "end", "mode", "allow_shrink"}
+    assert dag.params.get_param("tables").schema["items"]["enum"] == [table.name for table in REGISTRY.tables]
+
+
 def test_a_disabled_table_has_no_tasks() -> None:
     spec = REGISTRY.tables[0]
     off = type(spec).from_json({**spec.to_json(), "enabled": False})

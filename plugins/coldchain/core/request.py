@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldchain.core.errors import BadRequest
-from coldchain.core.windows import Window, floor_us, format_us, to_us
+from coldchain.core.windows import MAX_US, MIN_US, Window, floor_us, format_us, to_us
 
 PARAMETERS = ("tables", "start", "end", "mode", "allow_shrink")
 MODES = ("normal", "plan")
@@ -52,11 +52,14 @@ def parse_instant(name: str, value: Any) -> int | None:
     if value is None or value == "":
         return None
     try:
-        return to_us(datetime.fromisoformat(value))
+        instant_us = to_us(datetime.fromisoformat(value))
     except (TypeError, ValueError) as error:
         raise BadRequest(
             f"parameter {name}={value!r} is not a time with a zone, such as 2026-02-10T00:00:00Z: {error}"
         ) from None
+    if not MIN_US <= instant_us <= MAX_US:
+        raise BadRequest(f"parameter {name}={value!r} must lie between {format_us(MIN_US)} and {format_us(MAX_US)}")
+    return instant_us
 
 
 def _parse_window(start: int | None, end: int | None, grid_us: int) -> Window | None:
@@ -109,7 +112,7 @@ def make_request(
     unknown = sorted(set(params) - set(PARAMETERS))
     if unknown:
         raise BadRequest(f"unknown parameter {', '.join(unknown)}: allowed are {', '.join(PARAMETERS)}")
-    mode = params.get("mode") or "normal"
+    mode = "normal" if params.get("mode") in (None, "") else params["mode"]
     if mode not in MODES:
         raise BadRequest(f"parameter mode={mode!r} is not allowed: write one of {', '.join(MODES)}")
     window = _parse_window(
