@@ -129,6 +129,7 @@ def story(airflow: dict[str, str], state: Path) -> Iterator[Story]:
             assert time.monotonic() < deadline, "the DAG was not parsed"
             time.sleep(1)
     yield told
+    told.api.patch(f"/dags/{DAG}", {"is_paused": True})
     told.ledger.close()
 
 

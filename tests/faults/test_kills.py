@@ -85,7 +85,11 @@ def recover(lab: Lab, verb: str, recovery: str) -> None:
     """Do what Airflow or a person does: run the killed task and what follows again, or wait for the next run."""
     if recovery == "next run":
         with lab.ledger._transaction() as cursor:  # five minutes go by
-            cursor.execute("UPDATE coldchain.leases SET expires_at = '-infinity'")
+            cursor.execute(
+                "UPDATE coldchain.leases SET expires_at = '-infinity' WHERE table_id = "
+                "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)",
+                (lab.name,),
+            )
         lab.run(run_key="test/next")
         return
     order = ("read", "offload", "validate", "commit")
