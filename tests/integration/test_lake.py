@@ -52,7 +52,10 @@ def test_many_first_users_of_a_fresh_catalog_at_once(environment: dict[str, str]
         ("ADD COLUMN extra String", "column extra is new in the source"),
         ("DROP COLUMN note", "column note is gone from the source"),
         ("MODIFY COLUMN small Int64", "column small is long in the source and int in Iceberg"),
-        ("MODIFY COLUMN ratio Float64 DEFAULT 0", "column ratio is double in the source and nullable double in Iceberg"),
+        (
+            "MODIFY COLUMN ratio Float64 DEFAULT 0",
+            "column ratio is double in the source and nullable double in Iceberg",
+        ),
     ],
 )
 def test_a_changed_schema_is_refused_before_a_row_moves(lab: Lab, change: str, words: str) -> None:

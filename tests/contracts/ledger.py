@@ -1,0 +1,277 @@
+"""What every ledger must do. A subclass gives the fixture `ledger` and the few things that only it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coldchain.core.errors import Fenced, LeaseHeld, Superseded
+from coldchain.core.fingerprint import EMPTY, Fingerprint
+from coldchain.core.job import Stage, StagedSegment
+from coldchain.core.table import TableSpec
+from coldchain.core.windows import HOUR_US, MINUTE_US, Window, format_us
+from coldchain.store.ledger import Base, Comparison, Ledger
+
+T0 = 1_770_681_600_000_000  # 2026-02-10
+GRID = 15 * MINUTE_US
+UUID = "11111111-2222-3333-4444-555555555555"
+
+
+def window(start: int, end: int) -> Window:
+    """Build a window by quarters of an hour after T0."""
+    return Window(T0 + start * GRID, T0 + end * GRID)
+
+
+def staged(start: int, end: int, *, rows: int = 10, replaces: tuple[int, ...] = (), path: str = "") -> StagedSegment:
+    """Build a staged segment by quarters of an hour."""
+    fingerprint = Fingerprint(rows, 2**63 + start) if rows else EMPTY
+    buckets = {T0 + start * GRID: fingerprint} if rows else {}
+    paths = (path or f"/w/{start}_{end}_{rows}.parquet",) if rows else ()
+    return StagedSegment(window(start, end), fingerprint, GRID, buckets, paths, 100, replaces, 2**64 - 1)
+
+
+def stage(token: str, *segments: StagedSegment, snapshot: int = 2, base: int = 1) -> Stage:
+    """Build a stage."""
+    return Stage(token, f"coldchain-{token}", snapshot, base, "v1", segments)
+
+
+def base(snapshot: int) -> Base:
+    """Build the base that a move to a snapshot leaves."""
+    return Base(UUID, f"/w/{snapshot}.json", snapshot)
+
+
+class LedgerContract:
+    """The suite; `name` is the id of a table of the test's own."""
+
+    @pytest.fixture
+    def name(self, ledger: Ledger, spec: TableSpec) -> str:
+        """Register a table."""
+        ledger.register(spec)
+        ledger.register(spec)
+        return spec.name
+
+    def expire(self, ledger: Any, name: str) -> None:
+        """Let the lease run out."""
+        raise NotImplementedError
+
+    def damage(self, ledger: Any, name: str, watermark_us: int | None) -> None:
+        """Overwrite the watermark row behind the ledger's back."""
+        raise NotImplementedError
+
+    def publish(self, ledger: Ledger, name: str, token: str, made: Stage) -> int | None:
+        """Publish a stage the whole way."""
+        ledger.begin_publish(name, token, made)
+        return ledger.publish(name, token, lambda: base(made.snapshot_id))
+
+    def record(self, ledger: Ledger, name: str, token: str, **more: Any) -> int | None:
+        """Record a comparison that starts at T0."""
+        wanted = Comparison(origin_us=T0, compared_to_us=None, version="v1", grid_us=GRID)
+        return ledger.record_comparison(name, token, replace(wanted, **more))
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def test_each_attempt_has_a_higher_token(self, ledger: Ledger, name: str) -> None:
+        tokens = [ledger.acquire(name, "run/1") for _ in range(3)]
+        numbers = [int(token.rpartition("-")[2]) for token in tokens]
+        assert numbers == sorted(set(numbers))
+        assert len({token.rpartition("-")[0] for token in tokens}) == 1, "one epoch"
+
+    def test_another_run_waits_until_it_is_released(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        with pytest.raises(LeaseHeld, match="held by run/1"):
+            ledger.acquire(name, "run/2")
+        assert ledger.lease(name).holder == "run/1"
+        assert 290 < ledger.lease(name).seconds_left <= 300
+        ledger.release(name, token)
+        assert ledger.lease(name).holder is None
+        ledger.acquire(name, "run/2")
+
+    def test_an_expired_lease_can_be_taken_but_its_token_renewed_while_nobody_did(
+        self, ledger: Ledger, name: str
+    ) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.expire(ledger, name)
+        assert ledger.lease(name).holder is None
+        ledger.renew(name, token)
+        assert ledger.lease(name).holder == "run/1"
+        self.expire(ledger, name)
+        ledger.acquire(name, "run/2")
+        with pytest.raises(Fenced, match="was overtaken by"):
+            ledger.renew(name, token)
+
+    def test_an_overtaken_token_releases_nothing(self, ledger: Ledger, name: str) -> None:
+        old = ledger.acquire(name, "run/1")
+        ledger.acquire(name, "run/1")
+        ledger.release(name, old)
+        assert ledger.lease(name).holder == "run/1"
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda ledger, name, token: ledger.renew(name, token),
+            lambda ledger, name, token: ledger.record_comparison(
+                name, token, Comparison(T0, T0, "v1", GRID, [window(0, 1)])
+            ),
+            lambda ledger, name, token: ledger.set_compared_to(name, token, T0),
+            lambda ledger, name, token: ledger.set_base(name, token, base(9)),
+            lambda ledger, name, token: ledger.begin_publish(name, token, stage(token, staged(0, 1))),
+            lambda ledger, name, token: ledger.publish(name, token, lambda: pytest.fail("main was moved")),
+            lambda ledger, name, token: ledger.finalise(name, token, 2, base(2)),
+            lambda ledger, name, token: ledger.take_back(name, token, 2),
+            lambda ledger, name, token: ledger.reconcile(name, token, [], [], base(9)),
+        ],
+    )
+    def test_an_overtaken_attempt_writes_nothing(
+        self, ledger: Ledger, name: str, write: Callable[[Ledger, str, str], Any]
+    ) -> None:
+        old = ledger.acquire(name, "run/1")
+        ledger.acquire(name, "run/1")
+        before = ledger.state(name), ledger.segments(name), ledger.publishing(name)
+        with pytest.raises(Fenced):
+            write(ledger, name, old)
+        assert (ledger.state(name), ledger.segments(name), ledger.publishing(name)) == before
+
+    # -- publishing ----------------------------------------------------------------------------------------------
+
+    def test_published_segments_come_back_as_they_were_staged(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        assert self.publish(ledger, name, token, stage(token, staged(0, 2), staged(2, 3))) == T0 + 3 * GRID
+        first, second = ledger.segments(name)
+        assert (first.window, first.fingerprint) == (window(0, 2), Fingerprint(10, 2**63))
+        assert (first.state, first.version, first.grid_us, first.snapshot_id) == ("published", "v1", GRID, 2)
+        assert first.buckets == {T0: Fingerprint(10, 2**63)}
+        assert first.paths == ("/w/0_2_10.parquet",)
+        assert second.window == window(2, 3)
+        assert ledger.segments(name, window(2, 9)) == [second], "only what overlaps; touching is not overlapping"
+        assert ledger.state(name).base == base(2)
+        assert ledger.state(name).last_rows_us == T0 + 3 * GRID
+        assert ledger.publishing(name) == []
+
+    def test_a_replacement_supersedes_exactly_what_it_names(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2)))
+        old, kept = ledger.segments(name)
+        made = stage(token, staged(0, 1, rows=11, replaces=(old.segment_id,)), snapshot=3, base=2)
+        self.publish(ledger, name, token, made)
+        new, still = ledger.segments(name)
+        assert (new.fingerprint.rows, still) == (11, kept)
+        assert [s.segment_id for s in ledger.superseded(name, old.paths)] == [old.segment_id]
+
+    def test_a_window_without_rows_becomes_empty(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        self.publish(ledger, name, token, stage(token, staged(0, 1, rows=0)))
+        assert [s.state for s in ledger.segments(name)] == ["empty"]
+        assert ledger.state(name).last_rows_us is None
+
+    @pytest.mark.parametrize("replaces", [(), (999_999_999,)])
+    def test_a_stale_plan_is_refused_as_a_whole(self, ledger: Ledger, name: str, replaces: tuple[int, ...]) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.publish(ledger, name, token, stage(token, staged(4, 5)))
+        made = stage(token, staged(0, 1), staged(4, 5, replaces=replaces), snapshot=3, base=2)
+        with pytest.raises(Superseded, match="the ledger now holds"):
+            ledger.begin_publish(name, token, made)
+        assert ledger.publishing(name) == []
+
+    def test_two_undecided_publications_never_overlap(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.begin_publish(name, token, stage(token, staged(0, 2)))
+        with pytest.raises(Superseded, match="refuses overlapping"):
+            ledger.begin_publish(name, token, stage(token, staged(1, 3), snapshot=3))
+        assert [left.snapshot_id for left in ledger.publishing(name)] == [2]
+
+    def test_published_segments_never_overlap(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.begin_publish(name, token, stage(token, staged(0, 2)))
+        self.record(ledger, name, token, empty=[window(1, 3)])
+        with pytest.raises(Superseded, match="refuses overlapping"):
+            ledger.publish(name, token, lambda: base(2))
+        assert [s.state for s in ledger.segments(name)] == ["empty"]
+
+    def test_whatever_the_move_raises_leaves_the_ledger_as_it_was(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.begin_publish(name, token, stage(token, staged(0, 1)))
+
+        def fail() -> Base:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            ledger.publish(name, token, fail)
+        (left,) = ledger.publishing(name)
+        assert (left.token, left.snapshot_id, left.base_snapshot_id) == (token, 2, 1)
+        assert ledger.segments(name) == []
+        ledger.finalise(name, token, 2, base(2))
+        assert [s.state for s in ledger.segments(name)] == ["published"]
+        with pytest.raises(Superseded, match="no rows in state publishing"):
+            ledger.finalise(name, token, 2, base(2))
+
+    def test_what_is_taken_back_can_be_staged_again_and_restored(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.begin_publish(name, token, stage(token, staged(0, 1, path="/w/zombie")))
+        ledger.take_back(name, token, 2)
+        assert ledger.publishing(name) == []
+        ledger.begin_publish(name, token, stage(token, staged(0, 1), snapshot=3))
+        ledger.take_back(name, token, 3)
+        (zombie,) = ledger.superseded(name, ["/w/zombie", "/w/other"])
+        ledger.reconcile(name, token, [], [zombie.segment_id], base(2))
+        (restored,) = ledger.segments(name)
+        assert (restored.segment_id, restored.state) == (zombie.segment_id, "published")
+        ledger.reconcile(name, token, [restored.segment_id], [], None)
+        assert ledger.segments(name) == []
+        assert ledger.state(name).base is None
+
+    # -- watermark -----------------------------------------------------------------------------------------------
+
+    def test_the_watermark_is_the_end_of_the_gap_free_run(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        assert ledger.state(name).watermark_us is None, "no origin, no watermark"
+        assert self.record(ledger, name, token) == T0, "nothing done: the origin"
+        self.publish(ledger, name, token, stage(token, staged(0, 1), staged(2, 3)))
+        assert ledger.state(name).watermark_us == T0 + GRID, "a gap holds it"
+        assert self.record(ledger, name, token, empty=[window(1, 2)]) == T0 + 3 * GRID, "an empty window counts"
+        assert self.record(ledger, name, token, expired=[window(3, 4)]) == T0 + 3 * GRID, "an expired one holds it"
+        assert self.record(ledger, name, token, empty=[window(4, 5)]) == T0 + 3 * GRID
+        assert self.record(ledger, name, token, origin_us=T0 - HOUR_US) == T0 - HOUR_US, "older rows turned up"
+        assert self.record(ledger, name, token, origin_us=T0 + HOUR_US) == T0 - HOUR_US, "the origin never moves on"
+
+    def test_the_last_comparison_never_moves_back(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, compared_to_us=T0 + HOUR_US)
+        self.record(ledger, name, token, compared_to_us=None)
+        ledger.set_compared_to(name, token, T0)
+        assert ledger.state(name).compared_to_us == T0 + HOUR_US
+
+    @pytest.mark.parametrize("said", [None, T0 - HOUR_US, T0 + 100 * HOUR_US])
+    def test_a_wrong_watermark_row_is_repaired_and_what_it_said_is_told(
+        self, ledger: Ledger, name: str, said: int | None
+    ) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, empty=[window(0, 1)])
+        assert ledger.repair_watermark_row(name) is None
+        self.damage(ledger, name, said)
+        assert ledger.repair_watermark_row(name) == ("nothing" if said is None else format_us(said))
+        assert ledger.repair_watermark_row(name) is None
+        assert ledger.state(name).watermark_us == T0 + GRID, "it was never read back"
+
+    def test_status_and_duration_of_the_last_run(self, ledger: Ledger, name: str) -> None:
+        assert ledger.last_run(name) == ("initialized", None)
+        ledger.mark(name, "failed", "why")
+        assert ledger.last_run(name) == ("failed", None)
+        ledger.mark(name, "success", seconds=2.5)
+        ledger.mark(name, "running")
+        assert ledger.last_run(name) == ("running", 2.5)
+
+    def test_attempts_are_told_newest_first_and_by_run(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.note(name, token, "run/1", "started")
+        ledger.note(name, token, "run/2", "idle")
+        ledger.note(name, token, "run/1", "failed", {"error": "why", "at": [1, "2"]})
+        found = ledger.attempts(name, "run/1")
+        assert [(attempt.event, attempt.token) for attempt in found] == [("failed", token), ("started", token)]
+        assert found[0].detail == {"error": "why", "at": [1, "2"]}
+        assert found[0].at_us >= found[1].at_us

@@ -1,0 +1,41 @@
+"""The ledger's contract, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from coldchain.core.table import TableSpec
+from coldchain.registry import load_registry
+from coldchain.store.memory import MemoryLedger
+from tests.contracts.ledger import LedgerContract
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestMemoryLedger(LedgerContract):
+    """Every case of the contract."""
+
+    @pytest.fixture
+    def ledger(self) -> Iterator[MemoryLedger]:
+        self.clock = Clock()
+        return MemoryLedger(self.clock)
+
+    @pytest.fixture
+    def spec(self) -> TableSpec:
+        return load_registry().tables[0]
+
+    def expire(self, ledger: MemoryLedger, name: str) -> None:
+        self.clock.now += 301
+
+    def damage(self, ledger: MemoryLedger, name: str, watermark_us: int | None) -> None:
+        ledger.damage_watermark_row(name, watermark_us)
