@@ -67,7 +67,9 @@ def prepare(stack: Stack, catalog: Catalog, target: str) -> None:
 
     Without a sort order or distribution: Spark would then sort and shuffle, which costs it time.
     """
-    columns = (NestedField(number, name, kind, required=False) for number, (name, kind) in enumerate(_COLUMNS.items(), 1))
+    columns = (
+        NestedField(number, name, kind, required=False) for number, (name, kind) in enumerate(_COLUMNS.items(), 1)
+    )
     catalog.create_namespace_if_not_exists(target.rpartition(".")[0])
     catalog.create_table(
         target,

@@ -82,9 +82,13 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
         if "streaming" in size:
             rate, own = size["streaming"]["rows_per_s"], size["streaming"]["nowhere_rows_per_s"]
             what = f"{rows}, streaming, against ClickHouse writing to nowhere"
-            found.append(Line(what, f"{rate / 1e6:.2f} M rows/s", f"{own / 1e6:.2f} M rows/s", f"{rate / own:.0%}", "70%"))
             found.append(
-                Line(f"{rows}, fingerprint of what was staged", f"{ours['fingerprint_s']:.2f} s", "", "", wanted["proof"])
+                Line(what, f"{rate / 1e6:.2f} M rows/s", f"{own / 1e6:.2f} M rows/s", f"{rate / own:.0%}", "70%")
+            )
+            found.append(
+                Line(
+                    f"{rows}, fingerprint of what was staged", f"{ours['fingerprint_s']:.2f} s", "", "", wanted["proof"]
+                )
             )
     return found
 
@@ -101,7 +105,9 @@ def as_text(found: Sequence[Line]) -> str:
     """Lay the lines out for a terminal."""
     rows = [_HEAD, *(_cells(line) for line in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 _HEAD = ("what", "Coldchain", "baseline", "reached", "wanted")

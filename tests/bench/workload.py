@@ -67,7 +67,12 @@ def create(stack: Stack, workload: Workload, start: datetime) -> None:
     query(stack, _ddl(workload))
     statement = _INSERT.replace("{table}", workload.table)
     start_ms = int(start.timestamp()) * 1000
-    constants = {"seed": SEED, "rows": workload.rows, "start_ms": start_ms, "span_ms": SPAN // timedelta(milliseconds=1)}
+    constants = {
+        "seed": SEED,
+        "rows": workload.rows,
+        "start_ms": start_ms,
+        "span_ms": SPAN // timedelta(milliseconds=1),
+    }
     edges = [workload.rows * part // PARTS for part in range(PARTS + 1)]
     for begin, end in zip(edges, edges[1:], strict=False):
         query(stack, statement, parameters={**constants, "from": begin, "count": end - begin})

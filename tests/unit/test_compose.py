@@ -45,7 +45,9 @@ def test_every_secret_is_declared_used_and_a_file() -> None:
     assert used == declared
     assert all(set(secret) == {"file"} for secret in COMPOSE["secrets"].values())
     for script in ROOT.glob("docker/**/*.sh"):
-        named = set(re.findall(r"(?:[$][(]secret |[$][(]pg \w+ |/run/secrets/)(\w+)", script.read_text(encoding="utf-8")))
+        named = set(
+            re.findall(r"(?:[$][(]secret |[$][(]pg \w+ |/run/secrets/)(\w+)", script.read_text(encoding="utf-8"))
+        )
         assert named <= declared, script
     assert "password:" not in (ROOT / "docker-compose.airflow.yml").read_text(encoding="utf-8").lower()
 

@@ -1,4 +1,4 @@
-"""The wall between the zones: each is imported whole in a clean interpreter, and `sys.modules` tells what came along."""
+"""The wall between the zones: each is imported whole in a clean interpreter; `sys.modules` tells what came along."""
 
 from __future__ import annotations
 
