@@ -153,7 +153,7 @@ def wait_for_backfill(story: Story, backfill_id: int) -> list[str]:
     return [run["dag_run_id"] for run in runs if run["run_type"] == "backfill"]
 
 
-def test_1_a_backfill_moves_exactly_its_intervals(story: Story) -> None:
+def test_1_a_backfill_beside_the_schedule_moves_every_interval_once(story: Story) -> None:
     start = story.oldest_day() + timedelta(hours=1)
     last = start + timedelta(minutes=15 * 7)  # logical dates, both included: 8 intervals, two hours
     runs = backfill(story, start, last)
@@ -168,10 +168,10 @@ def test_1_a_backfill_moves_exactly_its_intervals(story: Story) -> None:
             {"s": int(start.timestamp() * 1e6), "e": int(end.timestamp() * 1e6)},
         )
     )
-    held = story.catalog.load_table(f"cold.{BINANCE}").scan().to_arrow()
-    assert held.num_rows == rows > 0
-    times = held["exchange_timestamp"].to_pylist()
-    assert start <= min(times) <= max(times) < end
+    # Unpausing also started the scheduled run of the last interval, beside the backfill's two at a time: whoever
+    # came first moved a window, and it is there once.
+    times = story.catalog.load_table(f"cold.{BINANCE}").scan().to_arrow()["exchange_timestamp"].to_pylist()
+    assert sum(start <= moment < end for moment in times) == rows > 0
 
 
 def test_2_the_first_run_fills_what_the_backfill_left(story: Story) -> None:
