@@ -30,7 +30,7 @@ from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, format_us, merge
 from coldchain.lake import Lake, base_of, check_schema, head_of, live_files, publish as move_main
 from coldchain.source import Extent, Source
-from coldchain.store.ledger import Base, Comparison, Ledger
+from coldchain.store.ledger import Attempt, Base, Comparison, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -290,16 +290,14 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
         StageGone: there is something to do but no such stage.
         Fenced: a later attempt has the table.
     """
-    events = turn.ledger.attempts(turn.spec.name, turn.run_key)
     stage, seen = None, set()
-    for attempt in events:
+    for attempt in _newest_try(turn):
         if attempt.event in ("committed", "idle"):
             return None
         seen.add(attempt.event)
         if attempt.event == "staged":
             stage = Stage.from_json(attempt.detail)
-            break
-        if attempt.event == "started":
+        if attempt.event in ("staged", "started"):
             break
     if stage is None or event not in seen:
         if is_done(turn, work):
@@ -315,6 +313,17 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
             return None
         raise
     return stage
+
+
+def _newest_try(turn: Turn) -> list[Attempt]:
+    """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own."""
+    events = turn.ledger.attempts(turn.spec.name, turn.run_key)
+    newest = max((_number(attempt.token) for attempt in events), default=0)
+    return [attempt for attempt in events if _number(attempt.token) == newest]
+
+
+def _number(token: str) -> int:
+    return int(token.rpartition("-")[2])
 
 
 def publish(turn: Turn, stage: Stage, work: Work) -> int | None:

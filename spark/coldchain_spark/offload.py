@@ -14,7 +14,7 @@ from pyiceberg.table import Table
 from coldchain import failpoint, lake as iceberg
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core import fingerprint
-from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving
+from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import Plan, PlannedWindow
@@ -60,12 +60,25 @@ def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) ->
             outcome = _Offload(job, settings, ledger, run, cores).run()
     except ColdchainError as error:
         outcome = Outcome(job.spec.name, "failed", message=str(error), exit_code=error.exit_code)
-        with contextlib.suppress(ColdchainError):
-            event = "fenced" if isinstance(error, Fenced) else "failed"
-            ledger.note(job.spec.name, job.token, job.run_key, event, {"task": "offload", "error": str(error)})
+    except Exception as error:
+        log.exception("%s: unexpected", job.spec.name)
+        said = (
+            f"table={job.spec.name}: the offload job failed unexpectedly ({type(error).__name__}: {error}): see its log"
+        )
+        outcome = Outcome(job.spec.name, "failed", message=said, exit_code=Transient.exit_code)
     finally:
         ledger.close()
+    if outcome.outcome == "failed":
+        _note_failure(job, settings, outcome)
     return outcome
+
+
+def _note_failure(job: JobTable, settings: Settings, outcome: Outcome) -> None:
+    ledger = PostgresLedger.from_uri(settings.ledger_uri)
+    event = "fenced" if outcome.exit_code == Fenced.exit_code else "failed"
+    with contextlib.suppress(ColdchainError):
+        ledger.note(job.spec.name, job.token, job.run_key, event, {"task": "offload", "error": outcome.message})
+    ledger.close()
 
 
 @contextlib.contextmanager

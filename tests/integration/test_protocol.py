@@ -166,6 +166,7 @@ def test_a_zombie_driver_can_publish_nothing(lab: Lab) -> None:
     zombie = protocol.latest_stage(turn, reading.work, "staged")  # type: ignore[arg-type]
     assert zombie is not None
     assert lab.offload(reading).outcome == "staged"  # the retry, under a newer token
+    turn.ledger.note(lab.name, zombie.token, turn.run_key, "staged", zombie.to_json())  # the zombie wakes up, late
     lab.finish(reading)
     with pytest.raises((Fenced, Superseded)):
         protocol.publish(turn, zombie, reading.work)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Engine:
         )
         return [tuple(row) for row in json.loads(body.bytes())["data"]]
 
+    def lines(self, query: Query) -> list[str]:
+        """Run a query and return its text, line by line."""
+        values = {name: render(value) for name, value in query.parameters.items()}
+        return bytes(self._session.query(query.text, "TSVRaw", params=values).bytes()).decode().splitlines()
+
     def make(self, columns: str, rows: Iterable[str], name: str = "t") -> None:
         """Make table `k2.<name>` anew with rows written as ClickHouse values."""
         self.execute(f"DROP TABLE IF EXISTS k2.{name}")
@@ -76,11 +81,17 @@ class Engine:
 
     def write(self, columns: Sequence[Column], spec: TableSpec, path: Path) -> None:
         """Write a table's canonical rows as the offload streams them."""
-        rows = canonical_rows(spec, columns, [EVER])
-        values = {name: render(value) for name, value in rows.parameters.items()}
-        settings = ", ".join(f"{name} = {value!r}" for name, value in STREAM_SETTINGS.items())
-        body = self._session.query(f"{rows.text}, {settings} FORMAT Parquet", "Parquet", params=values)
-        path.write_bytes(body.bytes())
+        path.write_bytes(self.parquet(canonical_rows(spec, columns, [EVER]), STREAM_SETTINGS))
+
+    def parquet(self, query: Query, settings: Mapping[str, Any]) -> bytes:
+        """Run a query that ends with settings of its own, and return its rows as Parquet."""
+        values = {name: render(value) for name, value in query.parameters.items()}
+        text = f"{query.text}, {_settings(settings)} FORMAT Parquet"
+        return bytes(self._session.query(text, "Parquet", params=values).bytes())
+
+    def parquet_of(self, select: str, settings: Mapping[str, Any]) -> bytes:
+        """Run a plain SELECT and return its rows as Parquet."""
+        return self.execute(f"{select} SETTINGS {_settings(settings)} FORMAT Parquet", "Parquet")
 
     def files(
         self, columns: Sequence[Column], spec: TableSpec, path: Path, grid_us: int = DAY_US
@@ -88,6 +99,10 @@ class Engine:
         """Fingerprint a Parquet file as the proof does: `(path, bucket, rows, hash, unhashed, invalid)`."""
         declared = structure(columns).replace("'", "\\'")
         return self(file_buckets(spec, columns, f"file('{path}', Parquet, '{declared}')", grid_us))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in settings.items())
 
 
 def spec(name: str = "t", event_time: str = "ts") -> TableSpec:

@@ -268,6 +268,18 @@ def test_a_window_filters_on_the_canonical_event_time_in_any_zone(engine: Engine
     assert [int(row[1]) for row in rows] == [2]
 
 
+def test_a_window_s_read_uses_the_source_s_index(engine: Engine) -> None:
+    engine.execute("DROP TABLE IF EXISTS k2.i")
+    engine.execute(
+        "CREATE TABLE k2.i (ts DateTime64(3, 'UTC'), seq UInt64) ENGINE = MergeTree ORDER BY ts "
+        "SETTINGS index_granularity = 10"
+    )
+    engine.execute("INSERT INTO k2.i SELECT toDateTime64(number, 3, 'UTC'), number FROM numbers(1000)")
+    rows = canonical_rows(spec("i"), engine.columns("i"), [Window(0, 10_000_000)])
+    explained = "\n".join(engine.lines(Query(f"EXPLAIN indexes = 1 {rows.text}", rows.parameters)))
+    assert "Granules: 1/100" in explained, explained
+
+
 def test_final_reads_the_newest_version_of_a_row_only(engine: Engine) -> None:
     engine.execute("DROP TABLE IF EXISTS k2.r")
     engine.execute(
