@@ -17,4 +17,6 @@ export AIRFLOW_CONN_COLDCHAIN_POSTGRES="{\"conn_type\": \"postgres\", \"host\": 
 export AIRFLOW_CONN_COLDCHAIN_ICEBERG="{\"conn_type\": \"generic\", \"host\": \"postgres\", \"port\": 5432, \"schema\": \"iceberg\", \"login\": \"iceberg\", \"password\": \"$(secret postgres_iceberg)\", \"extra\": {\"type\": \"sql\", \"warehouse\": \"/warehouse\"}}"
 export AIRFLOW_CONN_SPARK_DEFAULT='{"conn_type": "spark", "host": "spark://spark-master", "port": 7077}'
 
+install -m 0600 /run/secrets/airflow_passwords "$AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"
+
 exec "$@"

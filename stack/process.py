@@ -6,6 +6,7 @@ stack's mark in its environment or by its working directory, because some progra
 title.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -21,6 +22,12 @@ from stack.state import Stack, write_private
 MARK = "COLDCHAIN_STACK_MARK"
 # They are meant to outlive this process; a Popen that is forgotten while its child runs warns of it.
 _STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def _forget() -> None:
+    for child in _STARTED:
+        child.returncode = child.returncode or 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,18 @@ set -eu
 
 secret() { cat "/run/secrets/$1"; }
 
-psql --username "$POSTGRES_USER" --dbname postgres --set ON_ERROR_STOP=1 \
-  --set airflow="$(secret postgres_airflow)" \
-  --set owner="$(secret postgres_coldchain_owner)" \
-  --set runtime="$(secret postgres_coldchain)" \
-  --set iceberg="$(secret postgres_iceberg)" <<'SQL'
+# In the environment, not as arguments: a list of processes shows those.
+AIRFLOW_PASSWORD="$(secret postgres_airflow)"
+OWNER_PASSWORD="$(secret postgres_coldchain_owner)"
+RUNTIME_PASSWORD="$(secret postgres_coldchain)"
+ICEBERG_PASSWORD="$(secret postgres_iceberg)"
+export AIRFLOW_PASSWORD OWNER_PASSWORD RUNTIME_PASSWORD ICEBERG_PASSWORD
+
+psql --username "$POSTGRES_USER" --dbname postgres --set ON_ERROR_STOP=1 <<'SQL'
+\getenv airflow AIRFLOW_PASSWORD
+\getenv owner OWNER_PASSWORD
+\getenv runtime RUNTIME_PASSWORD
+\getenv iceberg ICEBERG_PASSWORD
 CREATE ROLE airflow LOGIN PASSWORD :'airflow';
 CREATE ROLE coldchain_owner LOGIN PASSWORD :'owner';
 CREATE ROLE coldchain LOGIN PASSWORD :'runtime';
@@ -16,4 +23,6 @@ CREATE ROLE iceberg LOGIN PASSWORD :'iceberg';
 CREATE DATABASE airflow OWNER airflow;
 CREATE DATABASE coldchain OWNER coldchain_owner;
 CREATE DATABASE iceberg OWNER iceberg;
+REVOKE CONNECT ON DATABASE airflow, coldchain, iceberg FROM PUBLIC;
+GRANT CONNECT ON DATABASE coldchain TO coldchain;
 SQL

@@ -57,6 +57,9 @@ class Registry:
         return {table.name: table for table in self.tables}[name]
 
 
+# What a pattern ends with in the schema: `$` alone also matches before a line break at the end.
+_NO_LINE_BREAK = r"(?!\n)"
+
 Path_ = tuple[str | int, ...]
 
 
@@ -72,24 +75,29 @@ def _read(text: str) -> tuple[Any, dict[Path_, int]]:
         lines: dict[Path_, int] = {}
         if root is None:
             return {}, lines
-        _walk(root, (), lines)
+        _walk(root, (), lines, set())
         return loader.construct_document(root), lines
     finally:
         loader.dispose()
 
 
-def _walk(node: Any, path: Path_, lines: dict[Path_, int]) -> None:
+def _walk(node: Any, path: Path_, lines: dict[Path_, int], visited: set[int]) -> None:
+    if id(node) in visited:
+        raise yaml.MarkedYAMLError(problem="anchors are not allowed: write the value out", problem_mark=node.start_mark)
+    visited.add(id(node))
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
-            _walk(value, (*path, key.value), lines)
+            _walk(value, (*path, key.value), lines, visited)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _walk(value, (*path, index), lines)
+            _walk(value, (*path, index), lines, visited)
 
 
 @cache
@@ -105,10 +113,12 @@ def load_registry(path: Path = DEFAULT_PATH) -> Registry:
         data, lines = _read(text)
     except (OSError, UnicodeDecodeError) as error:
         return _unreadable(path, str(error))
+    except (ValueError, RecursionError) as error:  # a date or number that is none, brackets without end
+        return _unreadable(path, f"{path.name}: {str(error)[:200]}")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        return _unreadable(path, f"{path.name}{line}: {getattr(error, 'problem', None) or error}")
+        return _unreadable(path, f"{path.name}{line}: {getattr(error, 'problem', None) or str(error).splitlines()[0]}")
     if not isinstance(data, Mapping) or not isinstance(data.get("tables"), list):
         return _unreadable(path, f"{path.name} line 1: must hold a list named tables")
     return _build(path, data, lines)
@@ -126,7 +136,7 @@ def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> R
         problems.setdefault(entry if isinstance(entry, int) else None, []).append(_sentence(path, error, data, lines))
     defaults = {**_FALLBACK, **(data.get("defaults") or {})} if None not in problems else dict(_FALLBACK)
     raw = data["tables"]
-    counts = Counter(str(entry.get("target", "")).lower() for entry in raw if isinstance(entry, Mapping))
+    counts = Counter(_name_of(entry, index).lower() for index, entry in enumerate(raw))
     tables, bad = [], []
     if None in problems:
         bad.append(BadTable("registry", "bronze", tuple(problems[None])))
@@ -185,14 +195,15 @@ def _allowed(error: ValidationError) -> str:
     value = repr(error.instance)
     value = value if len(value) <= 80 else value[:77] + "..."
     if error.validator == "pattern":
-        return f"{value} is not allowed: it must match {error.validator_value}"
+        hint = f" ({error.schema['description']})" if "description" in error.schema else ""
+        return f"{value} is not allowed: it must match {error.validator_value.removesuffix(_NO_LINE_BREAK)}{hint}"
     if error.validator == "enum":
         return f"{value} is not allowed: write one of {', '.join(map(str, error.validator_value))}"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         allowed = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(allowed), key=str)
-        return f"unknown field {', '.join(map(str, unknown))}: allowed are {', '.join(allowed)}"
-    return str(error.message)
+        return f"unknown field {', '.join(map(str, unknown))[:200]}: allowed are {', '.join(allowed)}"
+    return str(error.message)[:300]
 
 
 def duration_us(text: str) -> int:
@@ -209,8 +220,15 @@ def _check(merged: Mapping[str, Any], entry: Mapping[str, Any], counts: Counter[
         yield say("partitioning", merged["partitioning"], f"it must be over event_time, {merged['event_time']}")
     if merged["event_time"] not in merged["key"] and merged.get("checks", {}).get("unique"):
         yield say("key", merged["key"], f"check unique needs the event time {merged['event_time']} in it")
-    if counts[str(entry["target"]).lower()] > 1:
-        yield say("target", entry["target"], "every target, whatever its case, may be there once")
+    if counts[say.name.lower()] > 1:
+        yield say(
+            "target",
+            entry["target"],
+            f"every target, whatever its case, may be there once, for its name {say.name} is the table's id",
+        )
+    for name in ("max_windows", "max_window_rows"):
+        if isinstance(merged[name], float):
+            yield say(name, merged[name], "a whole number, written without a point")
     if merged["retention"] and duration_us(merged["retention"]) <= duration_us(merged["seal_margin"]):
         yield say("retention", merged["retention"], f"it must be longer than seal_margin={merged['seal_margin']}")
 

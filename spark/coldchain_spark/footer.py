@@ -63,7 +63,8 @@ class _Reader:
 
     def skip(self, kind: int, in_collection: bool = False) -> None:
         if kind in (_TRUE, _FALSE):
-            self.at += in_collection
+            if in_collection:
+                self.byte()
         elif kind == _I8:
             self.at += 1
         elif kind in (_I16, _I32, _I64):
@@ -147,8 +148,8 @@ def stamp(footer: bytes, ids: Mapping[str, int]) -> tuple[bytes, int]:
     """
     reader = _Reader(footer)
     out, rows, copied = bytearray(), -1, 0
-    last, kind = reader.field(0)
     try:
+        last, kind = reader.field(0)
         while kind != _STOP:
             if last == 2 and kind == _LIST:
                 size, _ = reader.sequence()
@@ -161,7 +162,9 @@ def stamp(footer: bytes, ids: Mapping[str, int]) -> tuple[bytes, int]:
             else:
                 reader.skip(kind)
             last, kind = reader.field(last)
-    except IndexError as error:
+    except FooterError:
+        raise
+    except (IndexError, ValueError, RecursionError) as error:
         raise FooterError("the Parquet footer is damaged") from error
     return bytes(out) + footer[copied:], rows
 

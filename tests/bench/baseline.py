@@ -11,15 +11,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import DayTransform
-from pyiceberg.types import (
-    DecimalType,
-    IcebergType,
-    IntegerType,
-    LongType,
-    NestedField,
-    StringType,
-    TimestamptzType,
-)
+from pyiceberg.types import DecimalType, IcebergType, IntegerType, LongType, NestedField, StringType, TimestamptzType
 
 from stack.settings import postgres_uri
 from stack.state import Stack, write_private

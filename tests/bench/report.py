@@ -80,17 +80,18 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
                  f"{ours['bytes_per_row'] / baseline['bytes_per_row']:.0%}", "no more")
         )  # fmt: skip
         if "streaming" in size:
-            rate, own = size["streaming"]["rows_per_s"], size["streaming"]["nowhere_rows_per_s"]
-            what = f"{rows}, streaming, against ClickHouse writing to nowhere"
-            found.append(
-                Line(what, f"{rate / 1e6:.2f} M rows/s", f"{own / 1e6:.2f} M rows/s", f"{rate / own:.0%}", "70%")
-            )
-            found.append(
-                Line(
-                    f"{rows}, fingerprint of what was staged", f"{ours['fingerprint_s']:.2f} s", "", "", wanted["proof"]
-                )
-            )
+            found += _streaming(rows, size)
     return found
+
+
+def _streaming(rows: str, size: Mapping[str, Any]) -> list[Line]:
+    rate, own = size["streaming"]["rows_per_s"], size["streaming"]["nowhere_rows_per_s"]
+    what = f"{rows}, streaming, against ClickHouse writing to nowhere"
+    proof = f"{size['ours']['fingerprint_s']:.2f} s"
+    return [
+        Line(what, f"{rate / 1e6:.2f} M rows/s", f"{own / 1e6:.2f} M rows/s", f"{rate / own:.0%}", "70%"),
+        Line(f"{rows}, fingerprint of what was staged", proof, "", "", size["wanted"]["proof"]),
+    ]
 
 
 def _faster(what: str, ours_s: float, baseline_s: float, wanted: str) -> Line:

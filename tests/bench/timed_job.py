@@ -59,6 +59,7 @@ def _timed(owner: Any, name: str) -> None:
 def main(argument: str) -> int:
     """Run the job with its phases timed."""
     import offload_tables
+
     from coldchain_spark import runner
 
     _timed(runner, "_start_spark")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from stack.clickhouse import DDL, query
 from stack.errors import StackError
@@ -17,7 +18,6 @@ from stack.state import Stack
 SPAN = timedelta(hours=18, minutes=24)
 SEED = 20260210
 PARTS = 8
-_MILLION = 1_000_000
 
 _INSERT = """
 INSERT INTO {table}
@@ -38,8 +38,8 @@ SELECT fromUnixTimestamp64Milli(time_ms, 'UTC'),
        number % 4,
        fromUnixTimestamp64Micro(time_ms * 1000 + 40000 + intDiv(noise, 8388608) % 20000, 'UTC')
 FROM numbers({from:UInt64}, {count:UInt64})
-SETTINGS max_threads = 2, max_insert_threads = 1, min_insert_block_size_rows = 100000000, min_insert_block_size_bytes = 0,
-         max_insert_block_size = 100000000
+SETTINGS max_threads = 2, max_insert_threads = 1, max_insert_block_size = 100000000,
+         min_insert_block_size_rows = 100000000, min_insert_block_size_bytes = 0
 """
 
 
@@ -74,7 +74,7 @@ def create(stack: Stack, workload: Workload, start: datetime) -> None:
         "span_ms": SPAN // timedelta(milliseconds=1),
     }
     edges = [workload.rows * part // PARTS for part in range(PARTS + 1)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         query(stack, statement, parameters={**constants, "from": begin, "count": end - begin})
     held = int(query(stack, f"SELECT count() FROM {workload.table} FINAL"))
     if held != workload.rows:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from coldchain import connections, dagfactory
+from stack import settings
+from stack.clickhouse import OVERFLOW_MODES
+from stack.state import PASSWORDS, PORTS, Stack
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.airflow.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
+AIRFLOW: dict[str, Any] = COMPOSE["x-airflow"]
 ENTRYPOINT = (ROOT / "docker" / "entrypoint.sh").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Stack:
+    """An embedded stack that was never started."""
+    ports = dict.fromkeys(PORTS, 20000)
+    return Stack(tmp_path, tmp_path, ports, {name: f"{name}-secret" for name in (*PASSWORDS, "airflow_fernet")})
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -52,12 +66,109 @@ def test_every_secret_is_declared_used_and_a_file() -> None:
     assert "password:" not in (ROOT / "docker-compose.airflow.yml").read_text(encoding="utf-8").lower()
 
 
-def test_the_entry_point_makes_the_connections_that_the_code_asks_for() -> None:
-    wanted = {connections.CLICKHOUSE, connections.POSTGRES, connections.ICEBERG, connections.SPARK}
-    made = {name.lower() for name in re.findall(r"AIRFLOW_CONN_(\w+)=", ENTRYPOINT)}
-    assert made == wanted
-    hosts = set(re.findall(r'"host\\?": \\?"(?:spark://)?([\w-]+)', ENTRYPOINT))
-    assert hosts <= set(SERVICES)
+@pytest.fixture
+def entered(tmp_path: Path) -> dict[str, str]:
+    """The environment that the entry point hands to a command, run here on secrets of the test's own."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    for name in COMPOSE["secrets"]:
+        (secrets / name).write_text(f"{name}0123\n")
+    passwords = tmp_path / "passwords.json"
+    given = {**AIRFLOW["environment"], "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords)}
+    script = ENTRYPOINT.replace("/run/secrets", str(secrets))
+    done = subprocess.run(
+        ["sh", "-c", script, "entrypoint", "env"],
+        env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert passwords.stat().st_mode & 0o777 == 0o600
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+def test_the_connections_are_those_of_the_embedded_stack(entered: dict[str, str], embedded: Stack) -> None:
+    wanted = settings.connections(embedded)
+    assert set(wanted) == {name for name in entered if name.startswith("AIRFLOW_CONN_")}
+    assert {name.removeprefix("AIRFLOW_CONN_").lower() for name in wanted} == {
+        connections.CLICKHOUSE, connections.POSTGRES, connections.ICEBERG, connections.SPARK,
+    }  # fmt: skip
+    for name, text in wanted.items():
+        there, here = json.loads(entered[name]), json.loads(text)
+        assert there.keys() - {"port"} == here.keys() - {"port"}, name
+        assert there.get("extra", {}).keys() <= here.get("extra", {}).keys(), name
+        for field in ("conn_type", "schema", "login"):
+            assert there.get(field) == here.get(field), name
+        assert there["host"].removeprefix("spark://") in SERVICES, name
+
+
+def test_every_connection_has_the_secret_of_its_role(entered: dict[str, str]) -> None:
+    passwords = {name: json.loads(value).get("password") for name, value in entered.items() if "_CONN_" in name}
+    assert passwords == {
+        "AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE": "clickhouse_coldchain0123",
+        "AIRFLOW_CONN_COLDCHAIN_POSTGRES": "postgres_coldchain0123",
+        "AIRFLOW_CONN_COLDCHAIN_ICEBERG": "postgres_iceberg0123",
+        "AIRFLOW_CONN_SPARK_DEFAULT": None,
+    }
+    assert entered["COLDCHAIN_LEDGER_OWNER_URI"] == (
+        "postgresql+psycopg2://coldchain_owner:postgres_coldchain_owner0123@postgres:5432/coldchain"
+    )
+
+
+def test_airflow_is_configured_as_in_the_embedded_stack(entered: dict[str, str], embedded: Stack) -> None:
+    own_here = ("PARALLELISM", "FOLDER", "FILE", "URL", "CONN", "KEY", "SECRET", "HOST", "PORT", "WORKERS", "CALLABLE")
+    for_the_demo = ("IDLE_SLEEP_TIME", "REFRESH_INTERVAL", "PROCESS_INTERVAL")
+    for name, value in settings.airflow_settings(embedded).items():
+        if not name.endswith(for_the_demo + own_here):
+            assert entered.get(name) == value, name
+        elif name.endswith(("KEY", "SECRET", "CONN", "FOLDER")):
+            assert entered.get(name), name
+
+
+def test_folders_and_registry_are_where_the_volumes_put_them() -> None:
+    mounted = dict(volume.split(":")[:2][::-1] for volume in AIRFLOW["volumes"])
+    environment = AIRFLOW["environment"]
+    for name, kind in (("DAGS", "dags"), ("PLUGINS", "plugins")):
+        assert mounted[environment[f"AIRFLOW__CORE__{name}_FOLDER"]] == f"./{kind}"
+    folder, _, file = environment["COLDCHAIN_REGISTRY"].rpartition("/")
+    assert (ROOT / mounted[folder] / file).exists()
+    assert (ROOT / "spark" / "jobs" / "offload_tables.py").exists()
+    assert mounted["/opt/coldchain/spark"] == "./spark", "OffloadOperator looks for it beside plugins/"
+    for folder in SERVICES["spark-worker"]["environment"]["PYTHONPATH"].split(":"):
+        assert folder in mounted
+    for service in ("scheduler", "spark-worker"):
+        assert "warehouse:/warehouse" in SERVICES[service]["volumes"], "driver and executors write the same folder"
+    assert '\\"warehouse\\": \\"/warehouse\\"' in ENTRYPOINT
+
+
+def test_what_airflow_writes_is_not_mounted_read_only() -> None:
+    environment = AIRFLOW["environment"]
+    written = ("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", "AIRFLOW__LOGGING__BASE_LOG_FOLDER")
+    assert not any(environment[name].startswith("/run/secrets") for name in written)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_health_check_asks_what_its_service_starts(name: str) -> None:
+    service = SERVICES[name]
+    if name == "init":
+        return
+    test, command = service["healthcheck"]["test"], " ".join(map(str, service.get("command", [])))
+    said = " ".join(test)
+    assert "airflow" not in said or test[:2] == ["CMD", "coldchain-entrypoint"], "it needs the database's address"
+    ports = {"postgres": set(), "clickhouse": {"8123"}, "scheduler": {"8974"}}.get(name)
+    asked = set(re.findall(r"127\.0\.0\.1:(\d+)", said))
+    assert asked == ports if ports is not None else asked <= set(re.findall(r"\b\d{4}\b", command))
+
+
+def test_addresses_name_services_and_the_ports_that_they_listen_on(entered: dict[str, str]) -> None:
+    listening = {"postgres": "5432", "clickhouse": "9000", "api-server": "8080", "spark-master": "7077"}
+    addresses = re.findall(
+        r"[/@]([a-z][a-z-]+):(\d{4})", " ".join([*entered.values(), *SERVICES["spark-worker"]["command"]])
+    )
+    assert addresses
+    for host, port in addresses:
+        assert listening[host] == port
+    spark = json.loads(entered["AIRFLOW_CONN_SPARK_DEFAULT"])
+    assert (spark["host"], spark["port"]) == ("spark://spark-master", 7077)
+    assert "--port 7077" in " ".join(SERVICES["spark-master"]["command"])
 
 
 def test_scripts_are_valid_shell() -> None:
@@ -93,8 +204,13 @@ def test_the_image_installs_the_pinned_requirements_on_the_supported_python_and_
     text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^FROM python:3\.11\.\d+", text, flags=re.MULTILINE)
     assert "openjdk-17-jre-headless" in text
+    ignored = (ROOT / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     for source in re.findall(r"^COPY (\S+)", text, flags=re.MULTILINE):
         assert (ROOT / source).exists(), source
+        assert f"!{source}" in ignored, "the builder gets only what is named there"
+    assert not re.findall(r"pip install .*==", text.replace("^pyspark==", "")), (
+        "versions stand in requirements.txt alone"
+    )
 
 
 def test_clickhouse_grants_cover_every_system_table_that_the_code_reads() -> None:
@@ -107,3 +223,26 @@ def test_clickhouse_grants_cover_every_system_table_that_the_code_reads() -> Non
     assert read, "the search must find something"
     for name in read:
         assert f"GRANT SELECT ON {name}<" in users, name
+
+
+def test_clickhouse_pins_every_overflow_mode_for_the_offloads_user() -> None:
+    profile = ElementTree.parse(ROOT / "docker" / "clickhouse" / "users.xml").find("profiles/coldchain")
+    assert profile is not None
+    for mode in OVERFLOW_MODES:
+        assert profile.findtext(mode) == "throw", mode
+        assert profile.find(f"constraints/{mode}/const") is not None, mode
+
+
+def test_limits_fit_a_machine_of_two_cores() -> None:
+    for name, service in SERVICES.items():
+        if name != "init":  # Docker refuses a limit above what the machine has
+            assert float(service["deploy"]["resources"]["limits"]["cpus"]) <= 2, name
+
+
+def test_no_file_of_the_stack_holds_a_secret() -> None:
+    for path in [ROOT / "docker-compose.airflow.yml", *(ROOT / "docker").rglob("*")]:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(
+                r"(?i)(password|secret|key)\w*[\"']?\s*[:=]\s*[\"']?[\w+-]{12,}[\"']?\s*$", text, re.M
+            ), path
