@@ -47,7 +47,7 @@ from coldchain.settings import CATALOG_NAME
 from coldchain.store.ledger import Base
 
 MAIN = "main"
-_FILE_NAME = re.compile(r"(-?\d+)_(-?\d+)_([0-9a-f-]{36}-\d+)_[0-9a-f]{32}\.parquet")
+_FILE_NAME = re.compile(r"(-?\d+)_(-?\d+)_([0-9a-f-]{36}-\d+)_[0-9a-f]{32}\.parquet", re.ASCII)
 _PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "write.parquet.compression-level": "3",
@@ -74,7 +74,10 @@ def file_name(window: Window, token: str, unique: str) -> str:
 def owner_of(path: str) -> Owner | None:
     """Read a data file's name; None for a file that Coldchain did not name."""
     match = _FILE_NAME.fullmatch(path.rpartition("/")[2])
-    return Owner(Window(int(match[1]), int(match[2])), match[3]) if match else None
+    try:
+        return Owner(Window(int(match[1]), int(match[2])), match[3]) if match else None
+    except ValueError:  # numbers that are no window: not one of ours either
+        return None
 
 
 def normalised(path: str) -> str:
