@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def dag() -> DAG:
 def test_every_table_has_its_four_tasks_in_order(dag: DAG) -> None:
     for table in REGISTRY.tables:
         ids = [f"{table.layer}.{table.name}.{step}" for step in STEPS]
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in pairwise(ids):
             assert after in dag.get_task(before).downstream_task_ids
 
 
