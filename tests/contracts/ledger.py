@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from coldchain.core.errors import Fenced, LeaseHeld, Superseded
+from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Superseded
 from coldchain.core.fingerprint import EMPTY, Fingerprint
 from coldchain.core.job import Stage, StagedSegment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import HOUR_US, MINUTE_US, Window, format_us
 from coldchain.store.ledger import Base, Comparison, Ledger
+from coldchain.store.memory import WatermarkRow
 
 T0 = 1_770_681_600_000_000  # 2026-02-10
 GRID = 15 * MINUTE_US
@@ -61,6 +62,14 @@ class LedgerContract:
         """Overwrite the watermark row behind the ledger's back."""
         raise NotImplementedError
 
+    def delete_row(self, ledger: Any, name: str) -> None:
+        """Delete the watermark row behind the ledger's back."""
+        raise NotImplementedError
+
+    def row(self, ledger: Any, name: str) -> WatermarkRow | None:
+        """Read the whole watermark row."""
+        raise NotImplementedError
+
     def publish(self, ledger: Ledger, name: str, token: str, made: Stage) -> int | None:
         """Publish a stage the whole way."""
         ledger.begin_publish(name, token, made)
@@ -101,6 +110,54 @@ class LedgerContract:
         ledger.acquire(name, "run/2")
         with pytest.raises(Fenced, match="was overtaken by"):
             ledger.renew(name, token)
+
+    def test_a_lease_that_is_renewed_after_it_was_given_back_has_a_holder_again(
+        self, ledger: Ledger, name: str
+    ) -> None:
+        """A task that failed gave it back, and is cleared: nobody came between, so its stage is still good."""
+        token = ledger.acquire(name, "run/1")
+        ledger.release(name, token)
+        ledger.renew(name, token)
+        assert ledger.lease(name).holder == "run/1", "a lease that nobody holds would shut everybody out for minutes"
+        with pytest.raises(LeaseHeld, match="held by run/1"):
+            ledger.acquire(name, "run/2")
+        ledger.release(name, token)
+        ledger.acquire(name, "run/2")
+        with pytest.raises(Fenced, match="held by run/2"):
+            ledger.renew(name, token)
+
+    def test_a_token_of_another_life_of_the_ledger_is_void(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        other = "00000000-0000-0000-0000-000000000000-" + token.rpartition("-")[2]
+        with pytest.raises(Fenced):
+            ledger.renew(name, other)
+        ledger.release(name, other)
+        assert ledger.lease(name).holder == "run/1"
+
+    def test_nothing_is_held_before_anybody_came(self, ledger: Ledger, name: str) -> None:
+        state = ledger.lease(name)
+        assert (state.holder, state.seconds_left) == (None, 0)
+        assert ledger.acquire(name, "run/1") != state.token
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda ledger: ledger.acquire("nobody_knows", "run/1"),
+            lambda ledger: ledger.renew("nobody_knows", "t-1"),
+            lambda ledger: ledger.release("nobody_knows", "t-1"),
+            lambda ledger: ledger.lease("nobody_knows"),
+            lambda ledger: ledger.state("nobody_knows"),
+            lambda ledger: ledger.segments("nobody_knows"),
+            lambda ledger: ledger.publishing("nobody_knows"),
+            lambda ledger: ledger.superseded("nobody_knows", ["/w/a"]),
+            lambda ledger: ledger.note("nobody_knows", "t-1", "run/1", "idle"),
+            lambda ledger: ledger.attempts("nobody_knows", "run/1"),
+            lambda ledger: ledger.repair_watermark_row("nobody_knows"),
+        ],
+    )
+    def test_a_table_that_was_never_registered_is_named(self, ledger: Ledger, call: Callable[[Ledger], Any]) -> None:
+        with pytest.raises(Permanent, match="table=nobody_knows is not in the ledger: its read_watermark task"):
+            call(ledger)
 
     def test_an_overtaken_token_releases_nothing(self, ledger: Ledger, name: str) -> None:
         old = ledger.acquire(name, "run/1")
@@ -225,6 +282,109 @@ class LedgerContract:
         assert ledger.segments(name) == []
         assert ledger.state(name).base is None
 
+    def test_one_snapshot_is_one_publication_whatever_its_windows(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.begin_publish(name, token, stage(token, staged(0, 1), staged(2, 3), staged(5, 6, rows=0)))
+        ledger.begin_publish(name, token, stage(token, staged(8, 9), snapshot=3, base=1))
+        assert sorted(left.snapshot_id for left in ledger.publishing(name)) == [2, 3]
+        ledger.finalise(name, token, 3, base(3))
+        assert [s.window for s in ledger.segments(name)] == [window(8, 9)], "the other is decided on its own"
+        assert [left.snapshot_id for left in ledger.publishing(name)] == [2]
+
+    def test_what_is_not_decided_is_no_segment_yet(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        ledger.begin_publish(name, token, stage(token, staged(0, 1)))
+        assert ledger.segments(name) == []
+        assert ledger.superseded(name, ["/w/0_1_10.parquet"]) == []
+        assert ledger.state(name).watermark_us == T0
+        assert ledger.state(name).base is None
+
+    def test_a_replaced_segment_stays_until_the_move(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.publish(ledger, name, token, stage(token, staged(0, 1)))
+        (old,) = ledger.segments(name)
+        made = stage(token, staged(0, 1, rows=11, replaces=(old.segment_id,)), snapshot=3, base=2)
+        ledger.begin_publish(name, token, made)
+        assert ledger.segments(name) == [old]
+        ledger.take_back(name, token, 3)
+        assert ledger.segments(name) == [old]
+        self.publish(ledger, name, token, replace(made, snapshot_id=4))
+        assert [s.fingerprint.rows for s in ledger.segments(name)] == [11]
+
+    def test_one_segment_replaces_several(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2)))
+        ids = tuple(s.segment_id for s in ledger.segments(name))
+        for some in (ids[:1], (*ids, 999_999_999)):
+            made = stage(token, staged(0, 2, replaces=some), snapshot=3, base=2)
+            with pytest.raises(Superseded, match="the ledger now holds"):
+                ledger.begin_publish(name, token, made)
+        self.publish(ledger, name, token, stage(token, staged(0, 2, replaces=ids[::-1]), snapshot=3, base=2))
+        assert [s.window for s in ledger.segments(name)] == [window(0, 2)]
+        paths = ["/w/0_1_10.parquet", "/w/1_2_10.parquet", "/w/elsewhere.parquet"]
+        assert [s.segment_id for s in ledger.superseded(name, paths)] == [ids[1], ids[0]], "the newest first"
+        assert [s.segment_id for s in ledger.superseded(name, paths[1:])] == [ids[1]]
+        assert ledger.superseded(name, []) == []
+
+    def test_an_empty_window_is_replaced_as_any_other(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, empty=[window(0, 1)], expired=[window(1, 2)])
+        empty, expired = ledger.segments(name)
+        assert [(s.state, s.fingerprint, s.paths, s.buckets) for s in (empty, expired)] == [
+            ("empty", EMPTY, (), {}),
+            ("expired", EMPTY, (), {}),
+        ]
+        made = stage(token, staged(0, 1, replaces=(empty.segment_id,)), staged(1, 2, replaces=(expired.segment_id,)))
+        assert self.publish(ledger, name, token, made) == T0 + 2 * GRID
+        assert {s.state for s in ledger.segments(name)} == {"published"}
+
+    def test_a_stage_that_overlaps_itself_is_refused_as_a_whole(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        with pytest.raises(Superseded, match="refuses overlapping"):
+            ledger.begin_publish(name, token, stage(token, staged(5, 6), staged(0, 2), staged(1, 3)))
+        assert ledger.publishing(name) == []
+
+    def test_a_comparison_is_recorded_as_a_whole_or_not_at_all(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, empty=[window(2, 3)])
+        before = ledger.state(name), ledger.segments(name), self.row(ledger, name)
+        with pytest.raises(Superseded, match="refuses overlapping"):
+            self.record(
+                ledger, name, token, origin_us=T0 - HOUR_US, compared_to_us=T0, empty=[window(0, 1), window(2, 4)]
+            )
+        assert (ledger.state(name), ledger.segments(name), self.row(ledger, name)) == before
+
+    def test_tables_do_not_see_each_other(self, ledger: Ledger, name: str, spec: TableSpec) -> None:
+        other = f"{name}_other"
+        ledger.register(replace(spec, name=other))
+        token, second = ledger.acquire(name, "run/1"), ledger.acquire(other, "run/2")
+        self.publish(ledger, name, token, stage(token, staged(0, 1)))
+        self.publish(ledger, other, second, stage(second, staged(0, 1)))
+        ledger.note(name, token, "run/1", "idle")
+        assert len(ledger.segments(name)) == len(ledger.segments(other)) == 1
+        assert ledger.segments(name)[0].segment_id != ledger.segments(other)[0].segment_id
+        assert ledger.attempts(other, "run/1") == []
+        assert ledger.state(other).origin_us is None
+
+    def test_reconciling_exchanges_what_is_lost_for_what_is_back(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        self.publish(ledger, name, token, stage(token, staged(0, 1)))
+        (old,) = ledger.segments(name)
+        self.publish(
+            ledger, name, token, stage(token, staged(0, 1, rows=9, replaces=(old.segment_id,)), snapshot=3, base=2)
+        )
+        (new,) = ledger.segments(name)
+        with pytest.raises(Superseded, match="refuses overlapping"):
+            ledger.reconcile(name, token, [], [old.segment_id], base(2))
+        assert ledger.state(name).base == base(3), "as a whole or not at all"
+        ledger.reconcile(name, token, [new.segment_id], [old.segment_id], base(2))
+        assert [s.segment_id for s in ledger.segments(name)] == [old.segment_id]
+        ledger.reconcile(name, token, [old.segment_id], [], base(2))
+        assert ledger.state(name).watermark_us == T0, "what is lost is missing again"
+        assert ledger.state(name).last_rows_us is None
+
     # -- watermark -----------------------------------------------------------------------------------------------
 
     def test_the_watermark_is_the_end_of_the_gap_free_run(self, ledger: Ledger, name: str) -> None:
@@ -238,6 +398,25 @@ class LedgerContract:
         assert self.record(ledger, name, token, empty=[window(4, 5)]) == T0 + 3 * GRID
         assert self.record(ledger, name, token, origin_us=T0 - HOUR_US) == T0 - HOUR_US, "older rows turned up"
         assert self.record(ledger, name, token, origin_us=T0 + HOUR_US) == T0 - HOUR_US, "the origin never moves on"
+
+    def test_windows_before_the_origin_do_not_count(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        assert self.record(ledger, name, token, empty=[window(-8, -6), window(-2, 0)]) == T0
+        assert self.record(ledger, name, token, expired=[window(-6, -4)]) == T0
+        assert self.record(ledger, name, token, empty=[window(0, 1)]) == T0 + GRID
+
+    def test_a_window_across_the_origin_counts_from_it(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        assert self.record(ledger, name, token, empty=[window(-2, 2)]) == T0 + 2 * GRID
+
+    def test_filling_the_gap_frees_the_watermark(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        self.publish(ledger, name, token, stage(token, staged(1, 2), staged(3, 4)))
+        assert ledger.state(name).watermark_us == T0
+        made = stage(token, staged(0, 1), snapshot=3, base=2)
+        assert self.publish(ledger, name, token, made) == T0 + 2 * GRID
+        assert ledger.state(name).last_rows_us == T0 + 4 * GRID
 
     def test_the_last_comparison_never_moves_back(self, ledger: Ledger, name: str) -> None:
         token = ledger.acquire(name, "run/1")
@@ -257,6 +436,84 @@ class LedgerContract:
         assert ledger.repair_watermark_row(name) == ("nothing" if said is None else format_us(said))
         assert ledger.repair_watermark_row(name) is None
         assert ledger.state(name).watermark_us == T0 + GRID, "it was never read back"
+
+    def test_a_deleted_watermark_row_is_written_again(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, empty=[window(0, 1)])
+        self.delete_row(ledger, name)
+        assert ledger.repair_watermark_row(name) == "nothing"
+        row = self.row(ledger, name)
+        assert row is not None
+        assert row.last_offload_us == T0 + GRID
+
+    def test_a_table_without_a_watermark_needs_no_repair(self, ledger: Ledger, name: str) -> None:
+        assert ledger.repair_watermark_row(name) is None
+        self.damage(ledger, name, None)
+        assert ledger.repair_watermark_row(name) is None
+
+    def test_the_watermark_row_sums_up_what_is_published(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token)
+        self.publish(
+            ledger, name, token, stage(token, staged(0, 1, rows=7), staged(1, 2, rows=5), staged(2, 3, rows=0))
+        )
+        row = self.row(ledger, name)
+        assert row is not None
+        assert (row.last_offload_us, row.row_count, row.max_sequence) == (T0 + 3 * GRID, 12, 2**64 - 1)
+        first = ledger.segments(name)[0].segment_id
+        ledger.reconcile(name, token, [first], [], base(3))
+        row = self.row(ledger, name)
+        assert row is not None
+        assert (row.last_offload_us, row.row_count) == (T0, 5)
+
+    @pytest.mark.parametrize("first", [True, False], ids=["of a new table", "of a known table"])
+    def test_marks_count_failures_and_keep_the_last_error(self, ledger: Ledger, name: str, first: bool) -> None:
+        if not first:
+            self.record(ledger, name, ledger.acquire(name, "run/1"))
+        seen = []
+        for status, error, seconds in (
+            ("failed", "one", None),
+            ("running", None, None),
+            ("failed", "two", 1.5),
+            ("failed", None, None),
+            ("success", None, 2.5),
+            ("running", None, None),
+            ("failed", "three", None),
+        ):
+            ledger.mark(name, status, error, seconds)
+            row = self.row(ledger, name)
+            assert row is not None
+            assert row.status == status
+            seen.append((row.failure_count, row.error, row.seconds, row.last_successful_run_us is not None))
+        assert seen == [
+            (1, "one", None, False),
+            (1, "one", None, False),
+            (2, "two", 1.5, False),
+            (3, "two", 1.5, False),
+            (0, None, 2.5, True),
+            (0, None, 2.5, True),
+            (1, "three", 2.5, True),
+        ]
+
+    def test_a_success_that_is_a_table_s_first_mark_is_one(self, ledger: Ledger, name: str) -> None:
+        ledger.mark(name, "success", seconds=2.5)
+        row = self.row(ledger, name)
+        assert row is not None
+        assert (row.status, row.seconds, row.error, row.failure_count) == ("success", 2.5, None, 0)
+        assert row.last_successful_run_us is not None
+        assert ledger.last_run(name) == ("success", 2.5)
+
+    def test_marks_do_not_move_the_watermark_nor_the_watermark_marks(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        ledger.mark(name, "failed", "why")
+        self.record(ledger, name, token, empty=[window(0, 1)])
+        row = self.row(ledger, name)
+        assert row is not None
+        assert (row.last_offload_us, row.status, row.failure_count, row.error) == (T0 + GRID, "failed", 1, "why")
+        ledger.mark(name, "running")
+        row = self.row(ledger, name)
+        assert row is not None
+        assert row.last_offload_us == T0 + GRID
 
     def test_status_and_duration_of_the_last_run(self, ledger: Ledger, name: str) -> None:
         assert ledger.last_run(name) == ("initialized", None)

@@ -12,8 +12,9 @@ import psycopg2.errors
 import pytest
 
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import to_datetime
+from coldchain.core.windows import to_datetime, to_us
 from coldchain.registry import load_registry
+from coldchain.store.memory import WatermarkRow
 from coldchain.store.migrate import migrate
 from coldchain.store.postgres import PostgresLedger
 from tests.contracts.ledger import LedgerContract
@@ -50,6 +51,33 @@ class TestPostgresLedger(LedgerContract):
                 "UPDATE coldchain.offload_watermarks SET last_offload_timestamp = %s WHERE table_name = %s",
                 (None if watermark_us is None else to_datetime(watermark_us), name),
             )
+
+    def delete_row(self, ledger: Any, name: str) -> None:
+        with ledger._transaction() as cursor:
+            cursor.execute("DELETE FROM coldchain.offload_watermarks WHERE table_name = %s", (name,))
+
+    def row(self, ledger: Any, name: str) -> WatermarkRow | None:
+        with ledger._transaction() as cursor:
+            cursor.execute(
+                "SELECT last_offload_timestamp, last_offload_max_sequence, last_offload_row_count, status, "
+                "last_successful_run, last_run_duration_seconds, failure_count, last_error_message "
+                "FROM coldchain.offload_watermarks WHERE table_name = %s",
+                (name,),
+            )
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        watermark, sequence, count, status, success, seconds, failures, error = row
+        return WatermarkRow(
+            None if watermark is None else to_us(watermark),
+            None if sequence is None else int(sequence),
+            count,
+            status,
+            None if success is None else to_us(success),
+            seconds,
+            failures,
+            error,
+        )
 
 
 @pytest.mark.parametrize("role", ["COLDCHAIN_LEDGER_URI", "COLDCHAIN_LEDGER_OWNER_URI"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from coldchain.core.table import TableSpec
 from coldchain.registry import load_registry
-from coldchain.store.memory import MemoryLedger
+from coldchain.store.memory import MemoryLedger, WatermarkRow
 from tests.contracts.ledger import LedgerContract
 
 
@@ -38,4 +39,12 @@ class TestMemoryLedger(LedgerContract):
         self.clock.now += 301
 
     def damage(self, ledger: MemoryLedger, name: str, watermark_us: int | None) -> None:
-        ledger.damage_watermark_row(name, watermark_us)
+        row = ledger.watermark_row(name)
+        if row is not None:
+            ledger.overwrite_watermark_row(name, replace(row, last_offload_us=watermark_us))
+
+    def delete_row(self, ledger: MemoryLedger, name: str) -> None:
+        ledger.overwrite_watermark_row(name, None)
+
+    def row(self, ledger: MemoryLedger, name: str) -> WatermarkRow | None:
+        return ledger.watermark_row(name)

@@ -75,6 +75,11 @@ def test_rows_of_one_instant_stay_together() -> None:
     assert [part.rows for part in slices] == [1, 100, 1]
 
 
+def test_a_slice_is_filled_up_to_its_limit() -> None:
+    counts = {step * STEP_US: 2 for step in range(5)}
+    assert [part.rows for part in cut(Window(0, 5 * STEP_US), 10, counts, 4)] == [4, 4, 2]
+
+
 @pytest.mark.parametrize(
     ("rows", "cores", "expected"),
     [

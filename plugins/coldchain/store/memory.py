@@ -32,6 +32,20 @@ class _Row:
     max_sequence: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WatermarkRow:
+    """A row of `offload_watermarks`; `last_successful_run_us` is of the ledger's clock."""
+
+    last_offload_us: int | None = None
+    max_sequence: int | None = None
+    row_count: int | None = None
+    status: str = "initialized"
+    last_successful_run_us: int | None = None
+    seconds: float | None = None
+    failure_count: int = 0
+    error: str | None = None
+
+
 @dataclass(slots=True)
 class _Table:
     n: int = 0
@@ -42,12 +56,7 @@ class _Table:
     base: Base | None = None
     rows: dict[int, _Row] = field(default_factory=dict)
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
-    watermark_row: int | None = None
-    has_watermark_row: bool = False
-    status: str = "initialized"
-    error: str | None = None
-    failures: int = 0
-    seconds: float | None = None
+    watermark: WatermarkRow | None = None
 
 
 class MemoryLedger:
@@ -92,7 +101,7 @@ class MemoryLedger:
     def release(self, name: str, token: str) -> None:
         with self._transaction(name) as table:
             if token == f"{self._epoch}-{table.n}":
-                table.holder, table.expires_at = None, float("-inf")
+                table.expires_at = float("-inf")  # the holder stays: whoever renews this token holds it again
 
     def lease(self, name: str) -> LeaseState:
         with self._transaction(name) as table:
@@ -248,37 +257,57 @@ class MemoryLedger:
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction(name) as table:
-            at_us = int(self._clock() * 1e6)
-            table.attempts.append((run_key, Attempt(token, event, copy.deepcopy(detail or {}), at_us)))
+            attempt = Attempt(token, event, copy.deepcopy(detail or {}), self._now_us())
+            table.attempts.append((run_key, attempt))
 
     def attempts(self, name: str, run_key: str) -> list[Attempt]:
         with self._transaction(name) as table:
             return [attempt for key, attempt in reversed(table.attempts) if key == run_key]
 
     def _write_watermark(self, table: _Table) -> int | None:
-        table.has_watermark_row, table.watermark_row = True, self._watermark(table)
-        return table.watermark_row
+        rows = [row for row in table.rows.values() if row.segment.state == "published"]
+        table.watermark = replace(
+            table.watermark or WatermarkRow(),
+            last_offload_us=self._watermark(table),
+            max_sequence=max((row.max_sequence for row in rows if row.max_sequence is not None), default=None),
+            row_count=sum(row.segment.fingerprint.rows for row in rows),
+        )
+        return table.watermark.last_offload_us
 
     def mark(self, name: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
         with self._transaction(name) as table:
-            table.has_watermark_row, table.status = True, status
-            table.error = None if status == "success" else error or table.error
-            table.failures = {"success": 0, "failed": table.failures + 1}.get(status, table.failures)
-            table.seconds = table.seconds if seconds is None else seconds
+            row = table.watermark or WatermarkRow()
+            is_success = status == "success"
+            table.watermark = replace(
+                row,
+                status=status,
+                error=None if is_success else row.error if error is None else error,
+                failure_count={"success": 0, "failed": row.failure_count + 1}.get(status, row.failure_count),
+                last_successful_run_us=self._now_us() if is_success else row.last_successful_run_us,
+                seconds=row.seconds if seconds is None else seconds,
+            )
 
     def last_run(self, name: str) -> tuple[str, float | None]:
-        with self._transaction(name) as table:
-            return table.status, table.seconds
+        row = self.watermark_row(name) or WatermarkRow()
+        return row.status, row.seconds
 
     def repair_watermark_row(self, name: str) -> str | None:
         with self._transaction(name) as table:
-            said = table.watermark_row
+            said = None if table.watermark is None else table.watermark.last_offload_us
             if said == self._watermark(table):
                 return None
             self._write_watermark(table)
             return "nothing" if said is None else format_us(said)
 
-    def damage_watermark_row(self, name: str, watermark_us: int | None) -> None:
-        """Write a wrong watermark, as a person with an UPDATE could; for tests."""
+    def watermark_row(self, name: str) -> WatermarkRow | None:
+        """Look at the watermark row, which the ledger itself never reads back."""
         with self._transaction(name) as table:
-            table.watermark_row = watermark_us
+            return table.watermark
+
+    def overwrite_watermark_row(self, name: str, row: WatermarkRow | None) -> None:
+        """Write or delete the row behind the ledger's back, as a person with an UPDATE could."""
+        with self._transaction(name) as table:
+            table.watermark = row
+
+    def _now_us(self) -> int:
+        return int(self._clock() * 1e6)

@@ -191,8 +191,9 @@ class PostgresLedger:
             self._release(cursor, self._table_id(cursor, name), token)
 
     def _release(self, cursor: Any, table_id: int, token: str) -> None:
+        # The holder stays: whoever renews this token (a cleared validate) holds it again, and under its own name.
         cursor.execute(
-            "UPDATE coldchain.leases SET holder = NULL, expires_at = '-infinity' WHERE table_id = %s "
+            "UPDATE coldchain.leases SET expires_at = '-infinity' WHERE table_id = %s "
             "AND (SELECT epoch::text FROM coldchain.epoch) || '-' || n = %s",
             (table_id, token),
         )
@@ -423,8 +424,10 @@ class PostgresLedger:
     def mark(self, name: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
         with self._transaction() as cursor:
             cursor.execute(
-                "INSERT INTO coldchain.offload_watermarks AS w (table_name, status, last_error_message, failure_count) "
-                "VALUES (%(name)s, %(status)s, %(error)s, (%(status)s = 'failed')::int) "
+                "INSERT INTO coldchain.offload_watermarks AS w (table_name, status, last_error_message, failure_count, "
+                "last_successful_run, last_run_duration_seconds) VALUES (%(name)s, %(status)s, "
+                "CASE WHEN %(status)s <> 'success' THEN %(error)s END, (%(status)s = 'failed')::int, "
+                "CASE WHEN %(status)s = 'success' THEN clock_timestamp() END, %(seconds)s) "
                 "ON CONFLICT (table_name) DO UPDATE SET status = excluded.status, updated_at = clock_timestamp(), "
                 "last_error_message = CASE %(status)s WHEN 'success' THEN NULL "
                 "ELSE coalesce(excluded.last_error_message, w.last_error_message) END, "
