@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 # Before anything imports Airflow: it makes files in its home.
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="coldchain-airflow-home-"))
+os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / "build" / "airflow-home"))
 
 from tests.lab import Lab
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import psycopg2.errors
 import pytest
 
+from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Unavailable
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import to_datetime, to_us
+from coldchain.core.windows import MAX_US, MIN_US, Window, to_datetime, to_us
 from coldchain.registry import load_registry
+from coldchain.store.ledger import Base, Comparison
 from coldchain.store.memory import WatermarkRow
-from coldchain.store.migrate import migrate
+from coldchain.store.migrate import MIGRATIONS, migrate
 from coldchain.store.postgres import PostgresLedger
-from tests.contracts.ledger import LedgerContract
+from tests.contracts.ledger import LedgerContract, base, stage, staged
 
 
 @pytest.fixture
@@ -109,8 +115,235 @@ def test_the_runtime_role_can_not_change_the_schema(environment: dict[str, str])
         connection.close()
 
 
-def test_migrations_are_applied_once(environment: dict[str, str]) -> None:
+@pytest.fixture
+def empty_database(environment: dict[str, str]) -> Iterator[str]:
+    """A database of the test's own, owned as the ledger's is, without a schema; yields its owner's URI."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    superuser = psycopg2.connect(environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", ""))
+    superuser.autocommit = True
+    try:
+        with superuser.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name} OWNER coldchain_owner")
+        yield environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", "").rpartition("/")[0] + f"/{name}"
+        with superuser.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        superuser.close()
+
+
+def test_migrations_are_applied_once(environment: dict[str, str], empty_database: str) -> None:
     assert migrate(environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", "")) == []
+    assert migrate(empty_database) == sorted(path.name for path in MIGRATIONS.glob("*.sql"))
+    assert migrate(empty_database) == []
+
+
+def test_of_two_migrations_at_once_one_does_the_work(empty_database: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        applied = list(pool.map(migrate, [empty_database] * 2))
+    assert sorted(map(len, applied)) == [0, len(list(MIGRATIONS.glob("*.sql")))]
+
+
+def test_a_migration_that_fails_leaves_nothing_of_itself(empty_database: str, tmp_path: Path) -> None:
+    (tmp_path / "001_good.sql").write_text("CREATE TABLE public.good (n int);")
+    (tmp_path / "002_bad.sql").write_text("CREATE TABLE public.half (n int); SELECT 1 / 0;")
+    with pytest.raises(psycopg2.errors.DivisionByZero, match="division by zero"):
+        migrate(empty_database, tmp_path)
+    (tmp_path / "002_bad.sql").write_text("CREATE TABLE public.half (n int);")
+    assert migrate(empty_database, tmp_path) == ["002_bad.sql"]
+    (tmp_path / "3_name.sql").write_text("SELECT 1")
+    with pytest.raises(SystemExit, match=r"3_name.sql is not a migration's name: write NNN_<name>.sql"):
+        migrate(empty_database, tmp_path)
+
+
+def test_every_ledger_has_an_epoch_of_its_own(
+    environment: dict[str, str], empty_database: str, spec: TableSpec
+) -> None:
+    migrate(empty_database)
+    tokens = []
+    for uri in (environment["COLDCHAIN_LEDGER_OWNER_URI"], empty_database):
+        opened = PostgresLedger.from_uri(uri)
+        opened.register(spec)
+        tokens.append(opened.acquire(spec.name, "run/1").rpartition("-"))
+        opened.close()
+    assert tokens[0][0] != tokens[1][0]
+    assert tokens[0][2] == tokens[1][2] == "1"
+
+
+# -- a database that does not answer -----------------------------------------------------------------------------------
+
+
+def test_a_ledger_without_its_schema_says_how_to_make_it(empty_database: str, spec: TableSpec) -> None:
+    opened = PostgresLedger.from_uri(empty_database)
+    with pytest.raises(Permanent, match=r"schema is incomplete: .*run python -m coldchain.store.migrate"):
+        opened.register(spec)
+    opened.close()
+
+
+@pytest.mark.parametrize("fault", ["nobody listens", "wrong password", "no such database"])
+def test_a_ledger_that_can_not_be_reached_is_unavailable(
+    environment: dict[str, str], spec: TableSpec, fault: str
+) -> None:
+    uri = environment["COLDCHAIN_LEDGER_URI"]
+    secret = re.search(r"://[^:]+:([^@]+)@", uri)
+    assert secret
+    uri = {
+        "nobody listens": re.sub(r":\d+/", ":1/", uri),
+        "wrong password": uri.replace(secret[1], "s3cr3t"),
+        "no such database": uri + "_not_there",
+    }[fault]
+    with pytest.raises(
+        Unavailable, match="the ledger in PostgreSQL failed: .*connection coldchain_postgres"
+    ) as refused:
+        PostgresLedger.from_uri(uri).state(spec.name)
+    assert secret[1] not in str(refused.value)
+    assert "s3cr3t" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_connection_that_was_cut_is_opened_again(
+    environment: dict[str, str], ledger: PostgresLedger, spec: TableSpec
+) -> None:
+    ledger.register(spec)
+    token = ledger.acquire(spec.name, "run/1")
+    _cut(environment, ledger)
+    with pytest.raises(Unavailable, match="the ledger in PostgreSQL failed"):
+        ledger.renew(spec.name, token)
+    ledger.renew(spec.name, token)
+
+
+def _cut(environment: dict[str, str], ledger: PostgresLedger) -> None:
+    superuser = psycopg2.connect(environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", ""))
+    with superuser, superuser.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 10000)", (ledger._connection.info.backend_pid,))
+    superuser.close()
+
+
+# -- two at once -------------------------------------------------------------------------------------------------------
+
+
+def wait_until_blocked(environment: dict[str, str], blocker: PostgresLedger) -> None:
+    """Wait until some session waits for a lock that the ledger's transaction holds."""
+    superuser = psycopg2.connect(environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", ""))
+    superuser.autocommit = True
+    deadline = time.monotonic() + 20
+    with superuser.cursor() as cursor:
+        while time.monotonic() < deadline:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))",
+                (blocker._connection.info.backend_pid,),
+            )
+            if cursor.fetchone() != (0,):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("nobody waits for the lease's lock: a takeover would not wait for the move")
+    superuser.close()
+
+
+def test_a_takeover_waits_for_the_move_that_is_under_way(
+    environment: dict[str, str], ledger: PostgresLedger, spec: TableSpec
+) -> None:
+    """The lease has run out while `main` is being moved: whoever takes the table sees the move recorded, or undone."""
+    ledger.register(spec)
+    token = ledger.acquire(spec.name, "run/1")
+    ledger.begin_publish(spec.name, token, stage(token, staged(0, 1)))
+    TestPostgresLedger().expire(ledger, spec.name)
+    second = PostgresLedger.from_uri(environment["COLDCHAIN_LEDGER_URI"])
+    seen: list[list[str]] = []
+
+    def take_over() -> str:
+        taken = second.acquire(spec.name, "run/2")
+        seen.append([segment.state for segment in second.segments(spec.name)])
+        return taken
+
+    with ThreadPoolExecutor(1) as pool:
+        takeover: Future[str] | None = None
+
+        def move() -> Base:
+            nonlocal takeover
+            takeover = pool.submit(take_over)
+            wait_until_blocked(environment, ledger)
+            return base(2)
+
+        ledger.publish(spec.name, token, move)
+        assert takeover is not None
+        new = takeover.result(timeout=20)
+    second.close()
+    assert seen == [["published"]]
+    assert new != token
+    with pytest.raises(Fenced, match="was overtaken by"):
+        ledger.renew(spec.name, token)
+
+
+def test_a_committer_that_freezes_is_cut_off_by_the_database(ledger: PostgresLedger, spec: TableSpec) -> None:
+    ledger.register(spec)
+    token = ledger.acquire(spec.name, "run/1")
+    ledger.begin_publish(spec.name, token, stage(token, staged(0, 1)))
+    found = []
+
+    def move() -> Base:
+        with ledger._connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            found.append(cursor.fetchone())
+        return base(2)
+
+    ledger.publish(spec.name, token, move)
+    assert found == [("1min",)]
+
+
+def test_a_move_whose_connection_is_cut_leaves_its_rows_to_be_decided(
+    environment: dict[str, str], ledger: PostgresLedger, spec: TableSpec
+) -> None:
+    ledger.register(spec)
+    token = ledger.acquire(spec.name, "run/1")
+    ledger.begin_publish(spec.name, token, stage(token, staged(0, 1)))
+
+    def move() -> Base:
+        _cut(environment, ledger)
+        return base(2)
+
+    with pytest.raises(Unavailable, match="the ledger in PostgreSQL failed"):
+        ledger.publish(spec.name, token, move)
+    assert [left.snapshot_id for left in ledger.publishing(spec.name)] == [2]
+    assert ledger.segments(spec.name) == []
+    ledger.finalise(spec.name, token, 2, base(2))
+    assert [segment.state for segment in ledger.segments(spec.name)] == ["published"]
+
+
+def test_of_many_that_want_the_lease_one_gets_it(
+    environment: dict[str, str], ledger: PostgresLedger, spec: TableSpec
+) -> None:
+    ledger.register(spec)
+
+    def want(number: int) -> str | None:
+        mine = PostgresLedger.from_uri(environment["COLDCHAIN_LEDGER_URI"])
+        try:
+            return mine.acquire(spec.name, f"run/{number}")
+        except LeaseHeld:
+            return None
+        finally:
+            mine.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        tokens = [token for token in pool.map(want, range(6)) if token]
+    assert len(tokens) == 1
+
+
+def test_instants_are_exact_in_any_session_s_time_zone(environment: dict[str, str], spec: TableSpec) -> None:
+    """1900 in Amsterdam was 0:19:32 ahead of UTC."""
+    opened = PostgresLedger(
+        lambda: psycopg2.connect(
+            environment["COLDCHAIN_LEDGER_URI"].replace("+psycopg2", ""), options="-c timezone=Europe/Amsterdam"
+        )
+    )
+    opened.register(spec)
+    token = opened.acquire(spec.name, "run/1")
+    wide = Window(MIN_US, MAX_US - 1)
+    opened.record_comparison(spec.name, token, Comparison(MIN_US, MAX_US - 1, "v1", 1, [wide]))
+    state = opened.state(spec.name)
+    assert (state.origin_us, state.compared_to_us, state.watermark_us) == (MIN_US, MAX_US - 1, MAX_US - 1)
+    assert [segment.window for segment in opened.segments(spec.name)] == [wide]
+    opened.close()
 
 
 def test_two_publications_that_race_leave_one(ledger: PostgresLedger, spec: TableSpec) -> None:
