@@ -30,6 +30,8 @@ DAG = "coldchain_offload"
 BINANCE, KRAKEN = "bronze_trades_binance", "bronze_trades_kraken"
 STEPS = ("read_watermark", "offload", "validate", "commit")
 ENDED = {"success", "failed"}
+# A scheduler on a shared machine may take its time: limits are there to end what hangs.
+pytestmark = pytest.mark.timeout(900)
 
 
 class Story:
@@ -45,7 +47,7 @@ class Story:
             self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
         )
 
-    def wait(self, run_ids: Sequence[str], limit_s: float = 240) -> list[str]:
+    def wait(self, run_ids: Sequence[str], limit_s: float = 480) -> list[str]:
         """Wait until runs have ended; return their states."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
@@ -145,7 +147,7 @@ def backfill(story: Story, start: datetime, end: datetime, **more: Any) -> list[
 
 def wait_for_backfill(story: Story, backfill_id: int) -> list[str]:
     """Wait until a backfill has completed, and return its runs' ids."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while story.api.get(f"/backfills/{backfill_id}")["completed_at"] is None:
         assert time.monotonic() < deadline, "the backfill did not end"
         time.sleep(1)

@@ -192,7 +192,7 @@ def test_a_ledger_that_can_not_be_reached_is_unavailable(
         "no such database": uri + "_not_there",
     }[fault]
     with pytest.raises(
-        Unavailable, match="the ledger in PostgreSQL failed: .*connection coldchain_postgres"
+        Unavailable, match=r"the ledger in PostgreSQL failed: .*connection coldchain_postgres"
     ) as refused:
         PostgresLedger.from_uri(uri).state(spec.name)
     assert secret[1] not in str(refused.value)
