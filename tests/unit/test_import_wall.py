@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -55,6 +56,99 @@ def test_the_core_is_pure() -> None:
 )  # fmt: skip
 def test_no_zone_imports_what_belongs_to_another(base: Path, packages: tuple[str, ...], forbidden: set[str]) -> None:
     assert loaded_by(modules_below(base, *packages)) & forbidden == set()
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the dotted names of all that a file imports, at any depth: inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import breaks when the file is loaded by its bare name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_of(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in allowed)
+
+
+STDLIB = tuple(sys.stdlib_module_names)
+SHARED = (
+    "core",
+    "store",
+    "clickhouse",
+    "failpoint",
+    "lake",
+    "proof",
+    "protocol",
+    "registry",
+    "report",
+    "settings",
+    "source",
+)
+AIRFLOW_SIDE = ("connections", "dagfactory", "failures", "operators", "sensors", "triggers", "turns", "ui")
+
+
+def files_of(base: Path, *names: str) -> list[Path]:
+    found = [path for name in names for path in (*sorted((base / name).rglob("*.py")), base / f"{name}.py")]
+    return [path for path in found if path.is_file()]
+
+
+def test_every_module_belongs_to_a_zone() -> None:
+    package = PLUGINS / "coldchain"
+    known = {*files_of(package, *SHARED, *AIRFLOW_SIDE), package / "__init__.py"}
+    assert set(package.rglob("*.py")) - known == set(), "say above on which side of the wall it stands"
+
+
+@pytest.mark.parametrize("path", files_of(PLUGINS / "coldchain", "core"), ids=lambda path: path.name)
+def test_the_core_imports_nothing_later_either(path: Path) -> None:
+    assert [name for name in imports_of(path) if not is_of(name, (*STDLIB, "coldchain.core"))] == []
+
+
+@pytest.mark.parametrize("path", files_of(PLUGINS / "coldchain", "store"), ids=lambda path: path.name)
+def test_the_store_knows_the_core_and_postgres_only(path: Path) -> None:
+    allowed = (*STDLIB, "coldchain.core", "coldchain.store", "psycopg2")
+    assert [name for name in imports_of(path) if not is_of(name, allowed)] == []
+
+
+@pytest.mark.parametrize("path", files_of(PLUGINS / "coldchain", *SHARED), ids=lambda path: path.name)
+def test_what_both_sides_share_knows_neither(path: Path) -> None:
+    forbidden = ("airflow", "pyspark", "coldchain_spark", *(f"coldchain.{name}" for name in AIRFLOW_SIDE))
+    assert [name for name in imports_of(path) if is_of(name, forbidden)] == []
+
+
+@pytest.mark.parametrize(
+    "path", [*files_of(PLUGINS / "coldchain", *AIRFLOW_SIDE), *(ROOT / "dags").glob("*.py")], ids=lambda path: path.name
+)
+def test_the_airflow_side_never_imports_spark_not_even_later(path: Path) -> None:
+    assert [name for name in imports_of(path) if is_of(name, ("pyspark", "coldchain_spark"))] == []
+
+
+@pytest.mark.parametrize("path", sorted(SPARK.rglob("*.py")), ids=lambda path: path.name)
+def test_the_spark_side_never_imports_airflow_not_even_later(path: Path) -> None:
+    forbidden = ("airflow", *(f"coldchain.{name}" for name in AIRFLOW_SIDE))
+    assert [name for name in imports_of(path) if is_of(name, forbidden)] == []
+
+
+def test_no_module_hides_one_of_python_s_or_says_nothing() -> None:
+    says_nothing = {"utils", "helpers", "common", "types", "manager", "data", "info"}
+    names = {path.stem for base in (PLUGINS, SPARK) for path in base.rglob("*.py")}
+    assert names & (set(sys.stdlib_module_names) | says_nothing) == set()
+
+
+@pytest.mark.parametrize("path", sorted((SPARK / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_a_job_file_only_calls(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 60
+
+
+def test_the_package_itself_is_empty() -> None:
+    """The Spark driver imports it: a docstring and nothing else."""
+    for path in (*PLUGINS.rglob("__init__.py"), *SPARK.rglob("__init__.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert len(body) == 1, path
+        assert isinstance(body[0], ast.Expr), path
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "dags").glob("*.py")), ids=lambda path: path.name)
