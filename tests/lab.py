@@ -59,7 +59,7 @@ class Lab:
                 sequence="seq",
                 key=("symbol", "ts", "seq"),
                 read="final",
-                partitioning="day(ts)",
+                partitioning=("day(ts)",),
                 sort_order=("symbol", "ts", "seq"),
                 grid_us=15 * MINUTE_US,
                 lateness_us=MINUTE_US,

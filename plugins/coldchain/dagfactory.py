@@ -38,6 +38,15 @@ class LayerPlan:
     tables: tuple[TableSpec, ...]
     bad: tuple[BadTable, ...]
 
+    @property
+    def groups(self) -> tuple[tuple[TableSpec, ...], ...]:
+        """The tables by Spark application, in the registry's order: alone, or with the others of their spark_group."""
+        by_application: dict[str, list[TableSpec]] = {}
+        for table in self.tables:
+            key = f"group {table.spark_group}" if table.spark_group else f"table {table.name}"
+            by_application.setdefault(key, []).append(table)
+        return tuple(tuple(tables) for tables in by_application.values())
+
 
 def describe(registry: Registry) -> tuple[LayerPlan, ...]:
     """Group enabled tables and bad entries by layer, in order, leaving out empty layers."""
@@ -135,10 +144,11 @@ def _params(names: Sequence[str]) -> dict[str, Param]:
 def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
     firsts, ends = [], []
     with TaskGroup(plan.layer, tooltip=f"Tables of the {plan.layer} layer, in parallel"):
-        for table in plan.tables:
-            first, last = _build_table(table, names)
-            firsts.append(first)
-            ends.append(last)
+        for group in plan.groups:
+            reads = [_build_read(table, names, len(group) > 1) for table in group]
+            shared = _build_offload(group) if len(group) > 1 else None
+            firsts += reads
+            ends += [_build_rest(table, read, shared) for table, read in zip(group, reads, strict=True)]
         for bad in plan.bad:
             with TaskGroup(bad.name, tooltip="The registry's entry can't be used"):
                 refuse = RefuseOperator(
@@ -150,33 +160,50 @@ def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list
     return firsts, ends
 
 
-def _build_table(table: TableSpec, names: Sequence[str]) -> tuple[Any, Any]:
-    read_id = task_id(table, "read_watermark")
-    shared: dict[str, Any] = {
-        "spec": table,
-        "on_failure_callback": RecordFailure(table.name),
-        "doc_md": _table_doc(table),
-    }
-    later: dict[str, Any] = {**shared, "read_task_id": read_id}
+def _of(table: TableSpec) -> dict[str, Any]:
+    return {"spec": table, "on_failure_callback": RecordFailure(table.name), "doc_md": _table_doc(table)}
+
+
+def _build_read(table: TableSpec, names: Sequence[str], is_grouped: bool) -> WatermarkSensor:
+    # What a table that has nothing to move skips; the offload of a group goes on for its other tables.
+    own = STEPS[2:] if is_grouped else STEPS[1:]
     with TaskGroup(table.name, tooltip=f"{table.source} to {table.target}"):
-        read = WatermarkSensor(
+        return WatermarkSensor(
             task_id="read_watermark",
             known_tables=names,
-            downstream=[task_id(table, step) for step in STEPS[1:]],
+            downstream=[task_id(table, step) for step in own],
             pool=CLICKHOUSE_POOL,
             trigger_rule="all_done",
             execution_timeout=timedelta(minutes=5),
-            **shared,
+            **_of(table),
         )
-        offload = OffloadOperator(task_id="offload", pool=SPARK_POOL, execution_timeout=timedelta(minutes=10), **later)
-        validate = IcebergValidateOperator(
-            task_id="validate", pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=10), **later
-        )
-        commit = WatermarkCommitOperator(
-            task_id="commit", pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=5), **later
-        )
-        read >> offload >> validate >> commit
-    return read, commit
+
+
+def _build_offload(group: Sequence[TableSpec]) -> OffloadOperator:
+    """Build the offload of one table, or the one that the tables of a spark_group share."""
+    is_shared = len(group) > 1
+    return OffloadOperator(
+        task_id=f"offload_{group[0].spark_group}" if is_shared else "offload",
+        specs=group,
+        read_task_ids=[task_id(table, "read_watermark") for table in group],
+        pool=SPARK_POOL,
+        execution_timeout=timedelta(minutes=10),
+        on_failure_callback=[RecordFailure(table.name) for table in group],
+        trigger_rule="all_done" if is_shared else "all_success",
+        doc_md="\n\n".join(_table_doc(table) for table in group),
+    )
+
+
+def _build_rest(table: TableSpec, read: WatermarkSensor, shared: OffloadOperator | None) -> WatermarkCommitOperator:
+    later: dict[str, Any] = {**_of(table), "read_task_id": task_id(table, "read_watermark"), "pool": CLICKHOUSE_POOL}
+    with read.task_group or TaskGroup(table.name):
+        offload = shared or _build_offload([table])
+        validate = IcebergValidateOperator(task_id="validate", execution_timeout=timedelta(minutes=10), **later)
+        commit = WatermarkCommitOperator(task_id="commit", execution_timeout=timedelta(minutes=5), **later)
+    read >> offload >> validate >> commit
+    if shared is not None:
+        read >> validate  # the shared offload runs although a read failed: that table goes no further
+    return commit
 
 
 def _table_doc(table: TableSpec) -> str:

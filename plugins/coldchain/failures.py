@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from coldchain.core.errors import ColdchainError, Permanent
+
+if TYPE_CHECKING:
+    from coldchain.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,12 @@ def run_key_of(context: Any) -> str:
     """Name the run: who holds a table's lease, and whose attempts these are; the same after a clear."""
     run = context["dag_run"]
     return f"{run.dag_id}/{run.run_id}"
+
+
+def note_failure(book: Ledger, table: str, run_key: str, task: str, sentence: str) -> None:
+    """Record a failure in the ledger, under whatever token is the newest."""
+    book.note(table, book.lease(table).token, run_key, "failed", {"task": task, "error": sentence})
+    book.mark(table, "failed", sentence)
 
 
 class RecordFailure:
@@ -49,9 +58,7 @@ class RecordFailure:
         try:
             book, run_key = ledger(), run_key_of(context)
             lease = book.lease(self.table)
-            task = getattr(context.get("task_instance"), "task_id", "?")
-            book.note(self.table, lease.token, run_key, "failed", {"task": task, "error": sentence})
-            book.mark(self.table, "failed", sentence)
+            note_failure(book, self.table, run_key, getattr(context.get("task_instance"), "task_id", "?"), sentence)
             if lease.holder == run_key:
                 book.release(self.table, lease.token)
         except Exception as error:

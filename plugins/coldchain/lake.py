@@ -193,8 +193,14 @@ def _iceberg_type(column: Column) -> Any:
 
 def _partition_spec(spec: TableSpec, schema: Schema) -> PartitionSpec:
     transform = {"day": DayTransform(), "month": MonthTransform()}[spec.partition_unit]
-    source_id = schema.find_field(spec.event_time).field_id
-    return PartitionSpec(PartitionField(source_id, 1000, transform, f"{spec.event_time}_{spec.partition_unit}"))
+    fields = [(name, IdentityTransform(), name) for name in spec.partition_columns]
+    fields.append((spec.event_time, transform, f"{spec.event_time}_{spec.partition_unit}"))
+    return PartitionSpec(
+        *(
+            PartitionField(schema.find_field(column).field_id, 1000 + index, kind, name)
+            for index, (column, kind, name) in enumerate(fields)
+        )
+    )
 
 
 def _sort_order(spec: TableSpec, schema: Schema) -> SortOrder:
@@ -238,6 +244,22 @@ def check_schema(spec: TableSpec, columns: Sequence[Column], table: Table) -> No
     ]
     if problems:
         raise SchemaDrift(f"table={spec.name}: {'; '.join(sorted(problems))}; nothing moves until they agree again")
+    _check_partitioning(spec, table)
+
+
+def _check_partitioning(spec: TableSpec, table: Table) -> None:
+    schema = table.schema()
+    have = [(schema.find_column_name(field.source_id), str(field.transform)) for field in table.spec().fields]
+    want = [*((name, "identity") for name in spec.partition_columns), (spec.event_time, spec.partition_unit)]
+    if have != want:
+        raise SchemaDrift(
+            f"table={spec.name}: the registry partitions by {_spell_partitions(want)}, {spec.target} by "
+            f"{_spell_partitions(have)}; nothing moves until they agree: write the old one back, or a new target"
+        )
+
+
+def _spell_partitions(fields: Sequence[tuple[str | None, str]]) -> str:
+    return ", ".join(f"{name}" if kind == "identity" else f"{kind}({name})" for name, kind in fields)
 
 
 def _spell(kind: tuple[str, bool]) -> str:

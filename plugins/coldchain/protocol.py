@@ -21,13 +21,21 @@ from dataclasses import dataclass
 
 from coldchain import failpoint
 from coldchain.core import fingerprint, plan, request
-from coldchain.core.errors import ColdchainError, CommitUnknown, ForeignFiles, SourceShrank, StageGone, Superseded
+from coldchain.core.errors import (
+    ColdchainError,
+    CommitUnknown,
+    ForeignFiles,
+    SourceShrank,
+    StageGone,
+    Superseded,
+    UnknownTable,
+)
 from coldchain.core.job import Stage, Work
 from coldchain.core.plan import Plan, Rules, Segment
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import Window, format_us, merge
+from coldchain.core.windows import MIN_US, Window, format_us, merge
 from coldchain.lake import Lake, base_of, check_schema, head_of, live_files, publish as move_main
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Ledger
@@ -167,6 +175,8 @@ def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
 
 def read(turn: Turn, source: Source, asked: Request) -> Reading:
     """Find out what must move. With nothing to do the lease is given back; `mode=plan` changes nothing at all."""
+    if (settled := _between_bars(turn, asked)) is not None:
+        return settled
     token = take(turn)
     failpoint.hit("read.after_take")
     try:
@@ -177,6 +187,51 @@ def read(turn: Turn, source: Source, asked: Request) -> Reading:
     if reading.work is None:
         turn.ledger.release(turn.spec.name, token)
     return reading
+
+
+def _between_bars(turn: Turn, asked: Request) -> Reading | None:
+    """Answer a scheduled run in which no bar of the table ends, and all before is done: one look at the ledger."""
+    if not asked.is_between_bars or asked.end_us is None:
+        return None
+    name = turn.spec.name
+    try:
+        state = turn.ledger.state(name)
+    except UnknownTable:
+        return None
+    done_us = [us for us in (state.watermark_us, state.compared_to_us) if us is not None]
+    if len(done_us) < 2 or min(done_us) < asked.end_us or turn.ledger.publishing(name):
+        return None
+    sentence = f"{name}: no bar ends in this run, {_until(state.watermark_us)}"
+    return Reading("", None, Plan(), state.watermark_us, sentence)
+
+
+def upstream_us(turn: Turn, asked: Request) -> tuple[int | None, str]:
+    """Return up to where the tables that this one is made of are published, and the one that holds it back.
+
+    None where it depends on none; MIN_US where one has never been looked at. A run that is asked for an exact window
+    needs only that window of them.
+    """
+    reached: dict[str, int] = {}
+    for name in turn.spec.depends_on:
+        try:
+            state = turn.ledger.state(name)
+        except UnknownTable:
+            reached[name] = MIN_US
+            continue
+        if state.origin_us is None:  # an empty table: there is nothing to wait for as far as it was looked at
+            reached[name] = MIN_US if state.compared_to_us is None else state.compared_to_us
+        elif asked.window is None or state.watermark_us is None:
+            reached[name] = MIN_US if state.watermark_us is None else state.watermark_us
+        else:
+            start_us = max(state.origin_us, asked.window.start_us)
+            within = Window(start_us, asked.window.end_us) if start_us < asked.window.end_us else None
+            reached[name] = (
+                asked.window.end_us if within is None else plan.reached_us(turn.ledger.segments(name, within), start_us)
+            )
+    if not reached:
+        return None, ""
+    slowest = min(reached, key=lambda name: (reached[name], name))
+    return reached[slowest], slowest
 
 
 def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
@@ -190,6 +245,13 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         check_schema(spec, columns, table)
     extent = source.extent()
     state = ledger.state(spec.name)
+    capped_us, slowest = upstream_us(turn, asked)
+    waits = ""
+    if capped_us is not None and capped_us < request.end_us(asked, extent.now_us, spec.grid_us, spec.lateness_us):
+        waits = f"; it waits for {slowest}, which {_reached(capped_us)}"
+        if capped_us == MIN_US:
+            ledger.note(spec.name, token, turn.run_key, "idle")
+            return Reading(token, None, Plan(), state.watermark_us, f"{spec.name}: nothing to move{waits}")
     origin_us = min((us for us in (state.origin_us, extent.origin_us) if us is not None), default=None)
     wanted, until_us = request.windows_to_compare(
         asked,
@@ -201,15 +263,16 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         watermark_us=_before_older_rows(state.watermark_us, state.origin_us, origin_us),
         compared_to_us=state.compared_to_us,
         last_rows_us=state.last_rows_us,
+        upstream_us=capped_us,
     )
     version = fingerprint.version(columns)
     rules = rules_for(spec, version, extent.now_us, asked.allow_shrink)
     found, _, grid_us = compare(turn, source, columns, wanted, rules)
     if asked.mode == "plan":
-        return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent))
+        return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent) + waits)
     _warn(spec, found)
     failpoint.hit("read.before_record")
-    is_complete = asked.window is None and not found.deferred
+    is_complete = (asked.window is None or origin_us is None) and not asked.is_idle and not found.deferred
     is_idle = not found.windows
     watermark_us = ledger.record_comparison(
         spec.name,
@@ -226,14 +289,18 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if is_idle:
         ledger.note(spec.name, token, turn.run_key, "idle")
         ledger.mark(spec.name, "success")
-        return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}")
+        return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}{waits}")
     ledger.mark(spec.name, "running")
     work = Work(
         windows=tuple((planned.window, planned.fingerprint) for planned in found.windows),
         compared_to_us=until_us if is_complete else None,
         allow_shrink=asked.allow_shrink,
     )
-    return Reading(token, work, found, watermark_us, _plan_sentence(spec, found, extent))
+    return Reading(token, work, found, watermark_us, _plan_sentence(spec, found, extent) + waits)
+
+
+def _reached(us: int) -> str:
+    return "has never been offloaded" if us == MIN_US else f"is published up to {format_us(us)}"
 
 
 def _before_older_rows(watermark_us: int | None, old_origin_us: int | None, origin_us: int | None) -> int | None:
@@ -290,11 +357,12 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
         StageGone: there is something to do but no such stage.
         Fenced: a later attempt has the table.
     """
-    stage, seen = None, set()
+    stage, seen, why = None, set(), ""
     for attempt in _newest_try(turn):
         if attempt.event in ("committed", "idle"):
             return None
         seen.add(attempt.event)
+        why = why or (attempt.detail.get("error", "") if attempt.event == "failed" else "")
         if attempt.event == "staged":
             stage = Stage.from_json(attempt.detail)
         if attempt.event in ("staged", "started"):
@@ -305,6 +373,7 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
         raise StageGone(
             f"table={turn.spec.name}: nothing {event} by {turn.run_key} is left to work on: "
             f"clear the table's {'offload' if stage is None else 'validate'} task with everything downstream"
+            + (f"; its last error: {why}" if why else "")
         )
     try:
         turn.ledger.renew(turn.spec.name, stage.token)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -137,6 +137,7 @@ def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> R
     defaults = {**_FALLBACK, **(data.get("defaults") or {})} if None not in problems else dict(_FALLBACK)
     raw = data["tables"]
     counts = Counter(_name_of(entry, index).lower() for index, entry in enumerate(raw))
+    names = _names_by_layer(raw, defaults["enabled"])
     tables, bad = [], []
     if None in problems:
         bad.append(BadTable("registry", "bronze", tuple(problems[None])))
@@ -145,14 +146,39 @@ def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> R
         if not found and None not in problems:
             merged = {**defaults, **entry}
             say = _Say(path, lines, index, _name_of(entry, index))
-            found = list(_check(merged, entry, counts, say))
+            merged["partitioning"] = _listed(merged["partitioning"])
+            merged.setdefault("depends_on", _layer_before(names, merged["layer"]))
+            found = list(_check(merged, entry, counts, names, say))
             if not found:
-                tables.append(_spec(merged))
+                tables.append(_spec(merged, path))
                 continue
         if found:
             layer = entry.get("layer") if isinstance(entry, Mapping) else None
             bad.append(BadTable(_name_of(entry, index), layer if layer in LAYERS else "bronze", tuple(found)))
     return Registry(tuple(tables), tuple(_uniquely_named(bad, {table.name for table in tables})))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _names_by_layer(raw: Sequence[Any], is_enabled: Any) -> dict[str, list[str]]:
+    """Name the entries of each layer that are not disabled; one that can't be used is there too, and holds others."""
+    names: dict[str, list[str]] = {layer: [] for layer in LAYERS}
+    for index, entry in enumerate(raw):
+        if (
+            isinstance(entry, Mapping)
+            and entry.get("layer") in LAYERS
+            and entry.get("enabled", is_enabled) is not False
+        ):
+            names[entry["layer"]].append(_name_of(entry, index))
+    return names
+
+
+def _layer_before(names: Mapping[str, list[str]], layer: str) -> list[str]:
+    """Return the tables of the nearest layer before that has any."""
+    before = [names[earlier] for earlier in LAYERS[: LAYERS.index(layer)] if names[earlier]]
+    return before[-1] if before else []
 
 
 def _uniquely_named(bad: list[BadTable], taken: set[str]) -> Iterator[BadTable]:
@@ -199,6 +225,8 @@ def _allowed(error: ValidationError) -> str:
         return f"{value} is not allowed: it must match {error.validator_value.removesuffix(_NO_LINE_BREAK)}{hint}"
     if error.validator == "enum":
         return f"{value} is not allowed: write one of {', '.join(map(str, error.validator_value))}"
+    if error.validator in ("oneOf", "anyOf"):
+        return f"{value} is not allowed: write {error.schema.get('description', 'another value')}"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         allowed = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(allowed), key=str)
@@ -211,13 +239,28 @@ def duration_us(text: str) -> int:
     return int(text[:-1]) * _UNIT_US[text[-1]]
 
 
-def _check(merged: Mapping[str, Any], entry: Mapping[str, Any], counts: Counter[str], say: _Say) -> Iterator[str]:
+def _check(
+    merged: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    counts: Counter[str],
+    names: Mapping[str, list[str]],
+    say: _Say,
+) -> Iterator[str]:
     """Check what a JSON Schema can't say."""
     grid_us = duration_us(merged["grid"])
     if grid_us < 60_000_000 or DAY_US % grid_us:
         yield say("grid", merged["grid"], "at least 1m, and it must divide a day")
-    if merged["partitioning"].partition("(")[2] != f"{merged['event_time']})":
-        yield say("partitioning", merged["partitioning"], f"it must be over event_time, {merged['event_time']}")
+    times = [field for field in merged["partitioning"] if "(" in field]
+    if len(times) != 1 or times[0].partition("(")[2] != f"{merged['event_time']})":
+        shown = entry["partitioning"]
+        yield say("partitioning", shown, f"it must be over event_time, {merged['event_time']}, by day or month, once")
+    if (merged["read"] == "select") != ("select" in merged):
+        yield say("read", merged["read"], "read: select and select: <file of include/sql/select> go together")
+    elif "select" in merged and not _select_file(say.path, merged["select"]).is_file():
+        yield say("select", merged["select"], "there is no such file in sql/select beside the registry")
+    yield from _check_upstreams(merged, names, say)
+    if repeated := sorted(set(merged.get("checks", {}).get("warn", ())) - set(merged.get("checks", {}))):
+        yield say("checks", merged["checks"], f"warn names {', '.join(repeated)}, which is not among the checks")
     if merged["event_time"] not in merged["key"] and merged.get("checks", {}).get("unique"):
         yield say("key", merged["key"], f"check unique needs the event time {merged['event_time']} in it")
     if counts[say.name.lower()] > 1:
@@ -233,9 +276,29 @@ def _check(merged: Mapping[str, Any], entry: Mapping[str, Any], counts: Counter[
         yield say("retention", merged["retention"], f"it must be longer than seal_margin={merged['seal_margin']}")
 
 
-def _spec(merged: Mapping[str, Any]) -> TableSpec:
+def _check_upstreams(merged: Mapping[str, Any], names: Mapping[str, list[str]], say: _Say) -> Iterator[str]:
+    """Upstreams lie in earlier layers, or a table would wait for one that runs after it."""
+    earlier = {name for layer in LAYERS[: LAYERS.index(merged["layer"])] for name in names[layer]}
+    if unknown := sorted(set(merged["depends_on"]) - earlier):
+        yield say(
+            "depends_on", unknown, f"write enabled tables of earlier layers: {', '.join(sorted(earlier)) or 'none'}"
+        )
+
+
+def _select_file(registry: Path, name: str) -> Path:
+    return registry.parent / "sql" / "select" / name
+
+
+def _spec(merged: Mapping[str, Any], path: Path) -> TableSpec:
     values = {key: value for key, value in merged.items() if key not in _DURATIONS}
     for name in _DURATIONS:
         values[f"{name}_us"] = None if merged[name] is None else duration_us(merged[name])
-    values["key"], values["sort_order"] = tuple(merged["key"]), tuple(merged["sort_order"])
+    values |= {name: tuple(merged[name]) for name in ("key", "sort_order", "partitioning", "depends_on")}
+    values["sequence"] = merged.get("sequence")
+    if "extent" in merged:
+        table, _, column = merged["extent"].rpartition(".")
+        values["extent"] = (table, column)
+    if "select" in merged:
+        text = _select_file(path, merged["select"]).read_text(encoding="utf-8")
+        values["select"] = text.strip().removesuffix(";")
     return TableSpec(name=merged["target"].rpartition(".")[2], **values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coldchain.core import fingerprint
@@ -106,7 +107,12 @@ class Source:
                     f"table={self._spec.name}: setting {name}={value!r} of the offload's user can hide rows; allowed "
                     f"is {allowed!r}: change the user's profile, nothing was moved"
                 )
-        database, table = self._spec.source.split(".")
+        for source in sorted({self._spec.source, self._spec.reach[0]}):
+            self._refuse_policies(source)
+        check_hash_vector(self._client, f"ClickHouse of table {self._spec.name}")
+
+    def _refuse_policies(self, source: str) -> None:
+        database, table = source.split(".")
         policies = self._client(
             Query(
                 "SELECT short_name FROM system.row_policies WHERE database IN ({database:String}, '') "
@@ -116,21 +122,27 @@ class Source:
         )
         if policies:
             raise SourceTruncates(
-                f"table={self._spec.name}: row policy {policies[0][0]} on {self._spec.source} can hide rows from the "
+                f"table={self._spec.name}: row policy {policies[0][0]} on {source} can hide rows from the "
                 "offload's user: drop it, nothing was moved"
             )
-        check_hash_vector(self._client, f"ClickHouse of table {self._spec.name}")
 
-    def columns(self) -> tuple[Column, ...]:
-        """Return the canonical columns in the source's order; UnsupportedType or SchemaDrift say what does not fit."""
+    def _described(self) -> list[tuple[Any, ...]]:
+        """Return the name and type of every column that the source gives."""
+        if self._spec.read == "select":
+            own = fingerprint.relation(self._spec, [])
+            return [(row[0], row[1]) for row in self._client(Query(f"DESCRIBE TABLE {own.text}", own.parameters))]
         database, table = self._spec.source.split(".")
-        rows = self._client(
+        return self._client(
             Query(
                 "SELECT name, type FROM system.columns WHERE database = {database:String} AND table = {table:String} "
                 "AND default_kind NOT IN ('ALIAS', 'EPHEMERAL') ORDER BY position",
                 {"database": database, "table": table},
             )
         )
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return the canonical columns in the source's order; UnsupportedType or SchemaDrift say what does not fit."""
+        rows = self._described()
         if not rows:
             raise Permanent(
                 f"table={self._spec.name}: source {self._spec.source} does not exist, or the offload's user may not "
@@ -138,7 +150,8 @@ class Source:
             )
         spec = self._spec
         named = {name for name, _ in rows}
-        wanted = {spec.event_time, spec.sequence, *spec.key, *spec.sort_order, *spec.types}
+        wanted = {spec.event_time, *filter(None, [spec.sequence]), *spec.key, *spec.sort_order, *spec.types,
+                  *spec.partition_columns}  # fmt: skip
         if missing := sorted(wanted - named):
             raise SchemaDrift(f"table={spec.name}: the registry names column {', '.join(missing)}, "
                               f"which {spec.source} does not have; it has {', '.join(sorted(named))}")  # fmt: skip
@@ -148,15 +161,23 @@ class Source:
             raise SchemaDrift(
                 f"table={spec.name}: event_time={spec.event_time} must be a DateTime or DateTime64 that is not Nullable"
             )
+        if odd := [
+            c.name for c in columns if c.name in spec.partition_columns and (c.iceberg != "string" or c.nullable)
+        ]:
+            raise SchemaDrift(
+                f"table={spec.name}: partitioning by {', '.join(odd)} needs a String, LowCardinality or Enum "
+                "that is not Nullable"
+            )
         return columns
 
     def extent(self) -> Extent:
         """Ask for the source's clock, and for its oldest and newest event time."""
-        micros = f"toUnixTimestamp64Micro(toDateTime64({{f}}({quote(self._spec.event_time)}), 6, 'UTC'))"
+        source, column = self._spec.reach
+        micros = f"toUnixTimestamp64Micro(toDateTime64({{f}}({quote(column)}), 6, 'UTC'))"
         ((now_us, rows, oldest_us, newest_us),) = self._client(
             Query(
                 f"SELECT toUnixTimestamp64Micro(now64(6)), count(), {micros.replace('{f}', 'min')}, "
-                f"{micros.replace('{f}', 'max')} FROM {quote_table(self._spec.source)}",
+                f"{micros.replace('{f}', 'max')} FROM {quote_table(source)}",
                 {},
             )
         )
@@ -171,18 +192,24 @@ class Source:
             raise Permanent(f"table={self._spec.name}: {unhashed} rows have no hash; the type map is at fault")
         return {int(start): Fingerprint(int(count), int(hash_)) for start, count, hash_, _ in rows}
 
-    def counts(self, windows: Sequence[Window], step_us: int) -> dict[int, int]:
-        """Count rows per step, to cut windows into slices."""
+    def counts(self, windows: Sequence[Window], step_us: int) -> dict[tuple[str, ...], dict[int, int]]:
+        """Count rows per partition and step, to cut windows into slices; FINAL is left out, slices may be smaller."""
+        plain = self._spec if self._spec.read == "select" else replace(self._spec, read="raw")
+        source = fingerprint.relation(plain, windows)
         condition = in_windows(quote(self._spec.event_time), windows)
         micros = f"toUnixTimestamp64Micro(toDateTime64({quote(self._spec.event_time)}, 6, 'UTC'))"
+        values = f"[{comma(f'toString({quote(name)})' for name in self._spec.partition_columns)}]"
         rows = self._client(
             Query(
-                f"SELECT {micros} - positiveModulo({micros}, {{step:Int64}}) AS step, count() "
-                f"FROM {quote_table(self._spec.source)} WHERE {condition.text} GROUP BY step ORDER BY step",
-                {**condition.parameters, "step": step_us},
+                f"SELECT {values} AS part, {micros} - positiveModulo({micros}, {{step:Int64}}) AS step, count() "
+                f"FROM {source.text} WHERE {condition.text} GROUP BY part, step ORDER BY part, step",
+                {**condition.parameters, **source.parameters, "step": step_us},
             )
         )
-        return {int(start): int(count) for start, count in rows}
+        counts: dict[tuple[str, ...], dict[int, int]] = defaultdict(dict)
+        for part, start, count in rows:
+            counts[tuple(part)][int(start)] = int(count)
+        return counts
 
 
 def check_hash_vector(client: Client, what: str) -> None:

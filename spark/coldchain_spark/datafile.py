@@ -14,8 +14,10 @@ from pyiceberg.io.pyarrow import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 from pyiceberg.types import PrimitiveType
 
+from coldchain.core.errors import Transient
 from coldchain_spark.footer import MAGIC, seal
 from coldchain_spark.stream import Streamed
 
@@ -33,7 +35,7 @@ def data_file(table: Table, file: Streamed) -> DataFile:
         content=DataFileContent.DATA,
         file_path=file.path,
         file_format=FileFormat.PARQUET,
-        partition=statistics.partition(table.spec(), schema),
+        partition=_partition(file, statistics.partition(table.spec(), schema)),
         file_size_in_bytes=file.size_bytes,
         sort_order_id=table.sort_order().order_id,
         spec_id=table.metadata.default_spec_id,
@@ -41,6 +43,18 @@ def data_file(table: Table, file: Streamed) -> DataFile:
         key_metadata=None,
         **statistics.to_serialized_dict(),
     )
+
+
+def _partition(file: Streamed, inferred: Record) -> Record:
+    """Return the partition: its columns' text as the slice was asked for, and the time as the footer's bounds say.
+
+    A footer need not hold bounds of long text, and may hold them shortened; where they are there, they must agree.
+    """
+    known = file.slice.partition
+    said = [inferred[index] for index in range(len(known))]
+    if any(text is not None and text != value for text, value in zip(said, known, strict=True)):
+        raise Transient(f"{file.path} holds partition {said}, {list(known)} was asked for: the task is tried again")
+    return Record(*known, *(inferred[index] for index in range(len(known), len(inferred))))
 
 
 def max_sequence(table: Table, column: str, files: Sequence[Streamed]) -> int | None:

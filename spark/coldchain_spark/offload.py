@@ -28,7 +28,7 @@ from coldchain.source import Source
 from coldchain.store.ledger import LEASE_SECONDS
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.datafile import data_file, max_sequence
-from coldchain_spark.slices import STEP_US, Slice, cut, slice_rows
+from coldchain_spark.slices import STEP_US, Slice, cut, cut_partitions, slice_rows
 from coldchain_spark.stream import STREAM_SETTINGS, Failed, Streamed, StreamJob, stream_slice
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) ->
 def _note_failure(job: JobTable, settings: Settings, outcome: Outcome) -> None:
     ledger = PostgresLedger.from_uri(settings.ledger_uri)
     event = "fenced" if outcome.exit_code == Fenced.exit_code else "failed"
+    detail = {"task": "offload", "error": outcome.message, "exit_code": outcome.exit_code}
     with contextlib.suppress(ColdchainError):
-        ledger.note(job.spec.name, job.token, job.run_key, event, {"task": "offload", "error": outcome.message})
+        ledger.note(job.spec.name, job.token, job.run_key, event, detail)
     ledger.close()
 
 
@@ -238,7 +239,7 @@ class _Offload:
             paths=tuple(iceberg.normalised(file.path) for file in files),
             bytes=sum(file.size_bytes for file in files),
             replaces=planned.replaces,
-            max_sequence=max_sequence(table, self.spec.sequence, files),
+            max_sequence=max_sequence(table, self.spec.sequence, files) if self.spec.sequence else None,
         )
 
     def _stream_job(self, table: Table, columns: Columns) -> StreamJob:
@@ -271,9 +272,12 @@ class _Offload:
 
     def _slices(self, planned: Sequence[PlannedWindow]) -> list[Slice]:
         limit = slice_rows(sum(p.fingerprint.rows for p in planned), self.cores)
+        if self.spec.partition_columns:
+            counts = self.source.counts([p.window for p in planned], STEP_US) if planned else {}
+            return [part for p in planned for part in cut_partitions(p.window, counts, limit)]
         large = [p.window for p in planned if p.fingerprint.rows > limit]
-        counts = self.source.counts(large, STEP_US) if large else {}
-        return [part for p in planned for part in cut(p.window, p.fingerprint.rows, counts, limit)]
+        steps = self.source.counts(large, STEP_US).get((), {}) if large else {}
+        return [part for p in planned for part in cut(p.window, p.fingerprint.rows, steps, limit)]
 
     def _remove(self, paths: Iterable[str]) -> None:
         from pyiceberg.io import load_file_io

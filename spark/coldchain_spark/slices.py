@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coldchain.core.windows import Window
 
@@ -15,16 +15,27 @@ STEP_US = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A part of a segment's window, as many rows as were counted when it was cut."""
+    """A part of a segment's window, with the rows counted when it was cut; `partition` holds its columns' text."""
 
     segment: Window
     window: Window
     rows: int
+    partition: tuple[str, ...] = ()
 
 
 def slice_rows(total_rows: int, cores: int) -> int:
     """Return how many rows a slice should hold: two rounds for every core, within bounds."""
     return min(MAX_SLICE_ROWS, max(MIN_SLICE_ROWS, -(-total_rows // (2 * cores))))
+
+
+def cut_partitions(segment: Window, counts: Mapping[tuple[str, ...], Mapping[int, int]], limit: int) -> list[Slice]:
+    """Cut a segment of a table that is partitioned by columns: every partition with rows by itself."""
+    slices = []
+    for partition, steps in counts.items():
+        rows = sum(count for step, count in steps.items() if segment.start_us <= step < segment.end_us)
+        if rows:
+            slices += [replace(part, partition=partition) for part in cut(segment, rows, steps, limit)]
+    return slices
 
 
 def cut(segment: Window, rows: int, counts: Mapping[int, int], limit: int) -> list[Slice]:

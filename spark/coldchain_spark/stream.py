@@ -75,7 +75,7 @@ class Failed:
 
 def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query:
     """Build the SELECT whose Parquet becomes the file, in the table's sort order."""
-    rows = canonical_rows(spec, tuple(columns), [part.window])
+    rows = canonical_rows(spec, tuple(columns), [part.window], part.partition)
     head, _, settings = rows.text.rpartition(" SETTINGS ")
     order = comma(quote(name) for name in spec.sort_order)
     return Query(f"{head} ORDER BY {order} SETTINGS {settings} FORMAT Parquet", rows.parameters)
@@ -105,7 +105,7 @@ def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
 
 
 def _count(job: StreamJob, client: HttpClickHouse, part: Slice) -> int:
-    rows = canonical_rows(job.spec, job.columns, [part.window])
+    rows = canonical_rows(job.spec, job.columns, [part.window], part.partition)
     ((count,),) = client(Query(f"SELECT count() FROM ({rows.text})", rows.parameters))
     return int(count)
 

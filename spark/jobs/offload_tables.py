@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from coldchain.core.errors import ColdchainError
 from coldchain.core.job import JobSpec
 from coldchain.settings import Settings
-from coldchain_spark.runner import configure_logging, make_mapper
+from coldchain_spark.runner import SMALL_ROWS, configure_logging, make_mapper
+
+TABLES_AT_ONCE = 3
 
 
 def main(argument: str) -> int:
@@ -24,14 +27,16 @@ def main(argument: str) -> int:
     except ColdchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    with make_mapper(sum(table.work.rows for table in job.tables)) as (mapper, cores):
+    rows = sum(table.work.rows for table in job.tables)
+    with make_mapper(rows) as (mapper, cores):
         from coldchain_spark.offload import offload_table  # imports pyiceberg while Spark starts in its thread
 
-        outcomes = []
-        for table in job.tables:
-            outcome = offload_table(table, settings, mapper, cores)
-            print(json.dumps({"coldchain": asdict(outcome)}), flush=True)
-            outcomes.append(outcome)
+        # Each table waits for its services more than it computes; a large plan has the executors to itself.
+        with ThreadPoolExecutor(TABLES_AT_ONCE if rows <= SMALL_ROWS else 1) as pool:
+            outcomes = []
+            for outcome in pool.map(lambda table: offload_table(table, settings, mapper, cores), job.tables):
+                print(json.dumps({"coldchain": asdict(outcome)}), flush=True)
+                outcomes.append(outcome)
     return outcomes[0].exit_code if len(outcomes) == 1 else 0
 
 

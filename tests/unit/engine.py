@@ -116,7 +116,7 @@ def spec(name: str = "t", event_time: str = "ts") -> TableSpec:
         sequence="seq",
         key=(event_time,),
         read="raw",
-        partitioning=f"day({event_time})",
+        partitioning=(f"day({event_time})",),
         sort_order=(event_time,),
         grid_us=15 * MINUTE_US,
         lateness_us=MINUTE_US,

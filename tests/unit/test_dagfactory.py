@@ -28,8 +28,22 @@ def dag() -> DAG:
 def test_every_table_has_its_four_tasks_in_order(dag: DAG) -> None:
     for table in REGISTRY.tables:
         ids = [f"{table.layer}.{table.name}.{step}" for step in STEPS]
+        if table.spark_group:
+            ids[1] = f"{table.layer}.offload_{table.spark_group}"
         for before, after in pairwise(ids):
             assert after in dag.get_task(before).downstream_task_ids
+
+
+def test_a_shared_offload_runs_for_the_others_where_a_table_of_its_group_does_not(dag: DAG) -> None:
+    shared = dag.get_task("gold.offload_ohlcv")
+    bars = [table for table in REGISTRY.tables if table.layer == "gold"]
+    assert [spec.name for spec in shared.specs] == [table.name for table in bars]
+    assert shared.trigger_rule == "all_done"
+    for table in bars:
+        read, validate = (dag.get_task(f"gold.{table.name}.{step}") for step in ("read_watermark", "validate"))
+        assert set(read.downstream) == {validate.task_id, f"gold.{table.name}.commit"}
+        assert read.task_id in validate.upstream_task_ids, "a table whose read failed goes no further"
+        assert validate.trigger_rule == "all_success"
 
 
 def test_every_task_has_a_time_limit_a_pool_and_a_failure_callback(dag: DAG) -> None:

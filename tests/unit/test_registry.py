@@ -65,7 +65,11 @@ def the_problem(registry: Registry) -> str:
 def test_the_shipped_registry_has_no_problems() -> None:
     registry = load_registry()
     assert registry.problems == ()
-    assert [table.name for table in registry.tables] == ["bronze_trades_binance", "bronze_trades_kraken"]
+    assert [table.name for table in registry.tables] == [
+        *(f"bronze_trades_{exchange}" for exchange in ("binance", "kraken", "coinbase")),
+        "silver_trades",
+        *(f"gold_ohlcv_{bar}" for bar in ("1m", "5m", "15m", "30m", "1h", "1d")),
+    ]
     binance = registry.table("bronze_trades_binance")
     assert (binance.source, binance.target) == ("k2.bronze_trades_binance", "cold.bronze_trades_binance")
     assert (binance.grid_us, binance.late_horizon_us, binance.lateness_us) == (15 * MINUTE_US, DAY_US, MINUTE_US)
@@ -90,7 +94,7 @@ def test_the_least_that_a_table_needs_is_enough(load: Load) -> None:
         sequence="seq",
         key=("symbol", "ts", "seq"),
         read="raw",
-        partitioning="day(ts)",
+        partitioning=("day(ts)",),
         sort_order=("symbol", "ts"),
         grid_us=15 * MINUTE_US,
         lateness_us=MINUTE_US,
@@ -145,8 +149,10 @@ def test_schema_and_table_spec_know_the_same_fields() -> None:
     assert all(field in table for field in SCHEMA["$defs"]["table"]["required"])
 
 
-def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load) -> None:
+def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load, tmp_path: Path) -> None:
     """A field that the loader forgot would silently keep its default."""
+    (tmp_path / "sql" / "select").mkdir(parents=True)
+    (tmp_path / "sql" / "select" / "bars.sql").write_text("SELECT 1;\n")
     changes = {
         "layer": "gold",
         "source": "k9.other",
@@ -156,7 +162,11 @@ def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load) ->
         "key": ["id", "at"],
         "partitioning": "month(at)",
         "sort_order": ["at", "id"],
-        "read": "final",
+        "read": "select",
+        "select": "bars.sql",
+        "extent": "k9.other.at",
+        "depends_on": ["trades"],
+        "spark_group": "bars",
         "grid": "1h",
         "lateness": "5m",
         "late_horizon": "2d",
@@ -171,7 +181,7 @@ def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load) ->
     }
     assert set(changes) == set(SCHEMA["$defs"]["table"]["properties"])
     (plain,) = load(dump(entry())).tables
-    (changed,) = load(dump(changes)).tables
+    _, changed = load(dump(entry(), changes)).tables
     same = {field.name for field in fields(TableSpec) if getattr(plain, field.name) == getattr(changed, field.name)}
     assert same == {"change_detection"}, "there is only one way to detect changes yet"
 
@@ -181,6 +191,40 @@ def test_five_hundred_tables_are_read(load: Load) -> None:
     assert len(registry.tables) == 500
     assert [bad.name for bad in registry.bad] == ["bad"]
     assert "line 5501:" in the_problem(registry) or "table bad: read" in the_problem(registry)
+
+
+def test_a_table_waits_for_the_layer_before_unless_it_says_otherwise(load: Load) -> None:
+    registry = load(
+        dump(
+            entry("b1"),
+            entry("b2"),
+            entry("off", enabled=False),
+            entry("bad", read="backwards"),
+            entry("s1", layer="silver"),
+            entry("g1", layer="gold"),
+            entry("g2", layer="gold", depends_on=["b2"]),
+            entry("g3", layer="gold", depends_on=[]),
+        )
+    )
+    waits = {table.name: table.depends_on for table in registry.tables}
+    assert waits == {
+        "b1": (), "b2": (), "off": (), "s1": ("b1", "b2", "bad"), "g1": ("s1",), "g2": ("b2",), "g3": ()
+    }  # fmt: skip
+
+
+def test_without_silver_gold_waits_for_bronze(load: Load) -> None:
+    _, gold = load(dump(entry("b"), entry("g", layer="gold"))).tables
+    assert gold.depends_on == ("b",)
+
+
+def test_columns_of_text_partition_before_the_time(load: Load) -> None:
+    (table,) = load(dump(entry(partitioning=["exchange", "day(ts)"]))).tables
+    assert (table.partition_columns, table.partition_unit) == (("exchange",), "day")
+
+
+def test_a_view_says_how_far_it_reaches(load: Load) -> None:
+    plain, view = load(dump(entry("plain"), entry("view", extent="k2.silver.at"))).tables
+    assert (plain.reach, view.reach) == (("k2.plain", "ts"), ("k2.silver", "at"))
 
 
 # -- one bad entry ---------------------------------------------------------------------------------------------------
@@ -197,7 +241,15 @@ BAD_FIELDS = [
     ("key", ["a", "a"], r"key: \['a', 'a'\] has non-unique elements"),
     ("key", "ts", r"key: 'ts' is not of type 'array'"),
     ("key", ["a b"], r"key\.0: 'a b' is not allowed"),
-    ("read", "backwards", r"read: 'backwards' is not allowed: write one of raw, final"),
+    ("read", "backwards", r"read: 'backwards' is not allowed: write one of raw, final, select"),
+    ("read", "select", r"read='select' is not allowed: read: select and select: <file of include/sql/select> go toge"),
+    ("select", "x.sql", r"read='raw' is not allowed: read: select and select"),
+    ("select", "../x.sql", r"select: '../x.sql' is not allowed"),
+    ("extent", "k2.t", r"extent: 'k2.t' is not allowed"),
+    ("depends_on", ["trades"], r"depends_on=\['trades'\] is not allowed: write enabled tables of earlier layers: none"),
+    ("partitioning", ["a", "b"], r"it must be over event_time, ts, by day or month, once"),
+    ("partitioning", ["day(ts)", "month(ts)"], r"it must be over event_time, ts, by day or month, once"),
+    ("checks", {"unique": True, "warn": ["range"]}, r"warn names range, which is not among the checks"),
     ("grid", "quarter", r"grid: 'quarter' is not allowed: it must match"),
     ("grid", 15, r"grid: 15 is not of type 'string'"),
     ("grid", "7m", r"grid='7m' is not allowed: at least 1m, and it must divide a day"),
@@ -207,12 +259,12 @@ BAD_FIELDS = [
     ("lateness", "-5m", r"lateness: '-5m' is not allowed"),
     ("retention", "6h", r"retention='6h' is not allowed: it must be longer than seal_margin=12h"),
     ("retention", "a week", r"retention: 'a week' is not allowed: .*(duration|whole number|null)"),
-    ("partitioning", "hour(ts)", r"partitioning: 'hour\(ts\)' is not allowed"),
+    ("partitioning", "hour(ts)", r"partitioning: 'hour\(ts\)' is not allowed: write day\(event_time\) or month"),
     ("partitioning", "day(other)", r"partitioning='day\(other\)' is not allowed: it must be over event_time, ts"),
     ("types", {"n": "int"}, r"types\.n: 'int' is not allowed: write one of long"),
     ("types", {"a b": "long"}, r"types: 'a b' is not allowed"),
     ("types", {1: "long"}, r"types: 1 is not of type 'string'"),
-    ("checks", {"not_nul": ["a"]}, r"checks: unknown field not_nul: allowed are not_null, unique"),
+    ("checks", {"not_nul": ["a"]}, r"checks: unknown field not_nul: allowed are accepted, balance, mono"),
     ("checks", {"unique": "yes"}, r"checks\.unique: 'yes' is not of type 'boolean'"),
     ("max_windows", 0, r"max_windows: 0 is less than the minimum of 1"),
     ("max_windows", True, r"max_windows: True is not of type 'integer'"),

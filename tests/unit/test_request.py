@@ -44,6 +44,20 @@ def ask(
     )
 
 
+def test_start_and_end_ask_a_coarser_table_for_the_bars_that_end_between_them() -> None:
+    params = {"start": "2026-02-10T10:15:00Z", "end": "2026-02-10T12:45:00Z"}
+    hours = ask(grid_us=HOUR_US, **params)
+    assert hours.window == Window(us("10:00"), us("12:00"))
+    assert ask(grid_us=DAY_US, **params).is_idle
+
+
+def test_a_scheduled_run_knows_when_no_bar_ends_in_it() -> None:
+    runs = [("10:00", "10:15"), ("10:45", "11:00"), ("11:00", "11:15")]
+    quarters = [ask("scheduled", run, run[0], grid_us=QUARTER_US).is_between_bars for run in runs]
+    hours = [ask("scheduled", run, run[0], grid_us=HOUR_US).is_between_bars for run in runs]
+    assert (quarters, hours) == ([False, False, False], [True, False, True])
+
+
 # -- the table -------------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,10 @@ class Superseded(Permanent):
     """`main` moved since staging: the stage is void, and no retry of the commit can publish it."""
 
 
+class UnknownTable(Permanent):
+    """The ledger has never heard of the table."""
+
+
 class BadRequest(Permanent):
     """The parameters of the run ask for something that is not allowed."""
 

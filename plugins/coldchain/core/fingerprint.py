@@ -63,17 +63,44 @@ def row_hash(columns: Sequence[Column]) -> str:
     return f"cityHash64({comma(column.hash for column in columns)})"
 
 
-def canonical_rows(table: TableSpec, columns: Sequence[Column], windows: Sequence[Window]) -> Query:
-    """Build the SELECT of the canonical rows of some windows, in field-id order, as every reader of the source does."""
+def canonical_rows(
+    table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], partition: Sequence[str] = ()
+) -> Query:
+    """Build the SELECT of the canonical rows of some windows, in field-id order, as every reader of the source does.
+
+    Args:
+        table: the table.
+        columns: its canonical columns.
+        windows: half-open, in event time.
+        partition: the text of the partition columns, for rows of one Iceberg partition only.
+    """
     condition = in_windows(quote(table.event_time), windows)
+    source = relation(table, windows)
     # An alias of a column's own name would otherwise be used in WHERE, and hide the column's index.
     selected = comma(f"{column.select} AS {quote(column.name)}" for column in columns)
-    text = f"SELECT {selected} FROM {_relation(table)} WHERE {condition.text}"
-    return Query(f"{text} SETTINGS prefer_column_name_to_alias = 1", condition.parameters)
+    values = {f"p{index}": value for index, value in enumerate(partition)}
+    of = "".join(
+        f" AND {quote(name)} = {{p{index}:String}}"
+        for index, (name, _) in enumerate(zip(table.partition_columns, partition, strict=False))
+    )
+    text = f"SELECT {selected} FROM {source.text} WHERE {condition.text}{of}"
+    return Query(
+        f"{text} SETTINGS prefer_column_name_to_alias = 1", {**condition.parameters, **source.parameters, **values}
+    )
 
 
-def _relation(table: TableSpec) -> str:
-    return quote_table(table.source) + (" FINAL" if table.read == "final" else "")
+def relation(table: TableSpec, windows: Sequence[Window]) -> Query:
+    """Build what stands behind FROM: the table, its FINAL, or the registry's own SELECT.
+
+    That SELECT may limit what it reads by `{start_us:Int64}` and `{end_us:Int64}`, the hull of the windows.
+    """
+    if table.read == "select":
+        hull = {
+            "start_us": min((w.start_us for w in windows), default=0),
+            "end_us": max((w.end_us for w in windows), default=0),
+        }
+        return Query(f"({table.select})", {**hull})
+    return Query(quote_table(table.source) + (" FINAL" if table.read == "final" else ""), {})
 
 
 def _bucket(event_time: str) -> str:

@@ -93,6 +93,16 @@ def widen(wanted: Iterable[Window], segments: Sequence[Segment]) -> list[Window]
     return merge([*windows, *touched])
 
 
+def reached_us(segments: Sequence[Segment], start_us: int) -> int:
+    """Return the end of the gap-free run of done segments from an instant on; an expired one holds it."""
+    reached = start_us
+    for segment in sorted(segments, key=lambda s: s.window):
+        if segment.window.start_us > reached or (segment.state == "expired" and segment.window.end_us > reached):
+            break
+        reached = max(reached, segment.window.end_us)
+    return reached
+
+
 def comparison_grid_us(grid_us: int, segments: Sequence[Segment]) -> int:
     """Return a bucket size that cuts at every edge of segments and their buckets, also after the grid was changed."""
     return math.gcd(grid_us, *(edge for s in segments for edge in (s.window.start_us, s.window.end_us, s.grid_us)))

@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coldchain.core.errors import BadRequest
-from coldchain.core.windows import MAX_US, MIN_US, Window, floor_us, format_us, to_us
+from coldchain.core.windows import MAX_US, MIN_US, MINUTE_US, Window, floor_us, format_us, to_us
 
 PARAMETERS = ("tables", "start", "end", "mode", "allow_shrink")
 MODES = ("normal", "plan")
+QUARTER_US = 15 * MINUTE_US
 MAX_REQUEST_US = 5 * 366 * 86_400_000_000
 
 
@@ -36,6 +37,7 @@ class Request:
     mode: str = "normal"
     allow_shrink: frozenset[int] = frozenset()
     is_idle: bool = False
+    is_between_bars: bool = False  # a scheduled run in whose interval no bar of the table's grid ends
 
     @property
     def end_us(self) -> int | None:
@@ -71,9 +73,10 @@ def _parse_window(start: int | None, end: int | None, grid_us: int) -> Window | 
         raise BadRequest(f"parameter end={format_us(end)} must come after start={format_us(start)}")
     if end - start > MAX_REQUEST_US:
         raise BadRequest(f"[{format_us(start)}, {format_us(end)}) is longer than 5 years: ask for it in parts")
+    step_us = min(grid_us, QUARTER_US)  # one request serves tables of every grid
     for name, value in (("start", start), ("end", end)):
-        if value % grid_us:
-            minutes = grid_us // 60_000_000
+        if value % step_us:
+            minutes = step_us // 60_000_000
             raise BadRequest(f"parameter {name}={format_us(value)} is not on the table's grid of {minutes} minutes")
     return Window(start, end)
 
@@ -118,16 +121,19 @@ def make_request(
     window = _parse_window(
         parse_instant("start", params.get("start")), parse_instant("end", params.get("end")), grid_us
     )
-    until_us, is_idle = None, False
+    until_us, is_idle, is_between_bars = None, False, False
     if window is None and data_interval is not None:
         start, end = data_interval
         is_exact = run_type == "backfill" or (run_type == "manual" and not _is_inferred(logical_date, start, end))
         if is_exact and start < end:
-            closed = floor_us(to_us(start), grid_us), floor_us(to_us(end), grid_us)
-            is_idle = closed[0] == closed[1]  # no bar of a coarser grid ends in this interval
-            window = None if is_idle else Window(*closed)
+            window = Window(to_us(start), to_us(end))
         elif run_type == "scheduled":
             until_us = floor_us(to_us(end), grid_us)
+            is_between_bars = until_us == floor_us(to_us(start), grid_us)
+    if window is not None:
+        closed = floor_us(window.start_us, grid_us), floor_us(window.end_us, grid_us)
+        is_idle = closed[0] == closed[1]  # no bar of a coarser grid ends in it
+        window = None if is_idle else Window(*closed)
     return Request(
         window=window,
         until_us=until_us,
@@ -135,6 +141,7 @@ def make_request(
         mode=mode,
         allow_shrink=_parse_ids(params.get("allow_shrink")),
         is_idle=is_idle,
+        is_between_bars=is_between_bars,
     )
 
 
@@ -157,6 +164,12 @@ def _parse_ids(value: Any) -> frozenset[int]:
     return frozenset(value)
 
 
+def end_us(request: Request, now_us: int, grid_us: int, lateness_us: int) -> int:
+    """Return the instant, on the grid, up to which a run looks, as far as upstreams let it."""
+    wanted_us = now_us - lateness_us if request.end_us is None else request.end_us
+    return floor_us(min(wanted_us, now_us), grid_us)
+
+
 def windows_to_compare(
     request: Request,
     *,
@@ -168,6 +181,7 @@ def windows_to_compare(
     watermark_us: int | None,
     compared_to_us: int | None,
     last_rows_us: int | None,
+    upstream_us: int | None = None,
 ) -> tuple[list[Window], int]:
     """Decide what a run compares with the source, before widening to whole segments, and up to where.
 
@@ -184,11 +198,11 @@ def windows_to_compare(
         watermark_us: everything before it is done.
         compared_to_us: end of the last comparison of which every finding is published.
         last_rows_us: end of the last published window that holds rows.
+        upstream_us: up to where the tables that this one is made of are published; None where there are none.
     """
-    until_us = request.end_us
-    if until_us is None:
-        until_us = now_us - lateness_us
-    until_us = floor_us(min(until_us, now_us), grid_us)
+    until_us = end_us(request, now_us, grid_us, lateness_us)
+    if upstream_us is not None:
+        until_us = floor_us(min(until_us, upstream_us), grid_us)
     if request.is_idle or origin_us is None:
         return [], until_us
     if request.window is not None:

@@ -17,10 +17,10 @@ class TableSpec:
     source: str
     target: str
     event_time: str
-    sequence: str
+    sequence: str | None
     key: tuple[str, ...]
-    read: str  # raw | final
-    partitioning: str  # day(<event_time>) | month(<event_time>)
+    read: str  # raw | final | select
+    partitioning: tuple[str, ...]  # columns of text, and once day(<event_time>) or month(<event_time>)
     sort_order: tuple[str, ...]
     grid_us: int
     lateness_us: int
@@ -33,6 +33,10 @@ class TableSpec:
     types: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     enabled: bool = True
+    select: str | None = None  # the text of a SELECT of one's own, for read=select
+    extent: tuple[str, str] | None = None  # table and column that say how far the source reaches, for a view
+    depends_on: tuple[str, ...] = ()  # tables whose watermarks cap this one's frontier
+    spark_group: str | None = None  # tables of a layer that share a Spark application
 
     def __post_init__(self) -> None:
         if self.grid_us <= 0 or DAY_US % self.grid_us:
@@ -41,7 +45,17 @@ class TableSpec:
     @property
     def partition_unit(self) -> str:
         """The unit of Iceberg's time partitions: `day` or `month`."""
-        return self.partitioning.partition("(")[0]
+        return next(field for field in self.partitioning if "(" in field).partition("(")[0]
+
+    @property
+    def partition_columns(self) -> tuple[str, ...]:
+        """The columns of text that Iceberg is partitioned by, as they are, before the time."""
+        return tuple(field for field in self.partitioning if "(" not in field)
+
+    @property
+    def reach(self) -> tuple[str, str]:
+        """The table and column that are asked how far the source reaches."""
+        return self.extent or (self.source, self.event_time)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON-ready data."""
@@ -50,4 +64,5 @@ class TableSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TableSpec:
         """Rebuild a spec from `to_json`; an unknown or missing field raises TypeError."""
-        return cls(**{**data, "key": tuple(data["key"]), "sort_order": tuple(data["sort_order"])})
+        lists = {name: tuple(data[name]) for name in ("key", "sort_order", "partitioning", "depends_on")}
+        return cls(**{**data, **lists, "extent": None if data["extent"] is None else tuple(data["extent"])})

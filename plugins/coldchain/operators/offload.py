@@ -1,73 +1,130 @@
-"""Stage the plan: a SparkSubmitOperator whose application streams ClickHouse's Parquet to the warehouse."""
+"""Stage the plans: a SparkSubmitOperator whose application streams ClickHouse's Parquet to the warehouse."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from coldchain.core.errors import EXIT_KINDS, ColdchainError, Transient
+from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
-from coldchain.failures import as_airflow_failures
+from coldchain.failures import as_airflow_failures, note_failure
+
+if TYPE_CHECKING:
+    from coldchain.protocol import Turn
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = ROOT / "spark" / "jobs" / "offload_tables.py"
 SPARK_CONF = ROOT / "spark" / "conf"
+GROUP_TRIES = 3
 
 
 class OffloadOperator(SparkSubmitOperator):
-    """Take the table under a new token and run the offload job for what read_watermark planned.
+    """Take tables under new tokens and run one offload job for what their read_watermark tasks planned.
 
-    Every try has a token of its own: a driver that outlives its worker can write to its own branch only, and can
+    Every try has tokens of its own: a driver that outlives its worker can write to its own branches only, and can
     publish nothing. `durable=False`, or Clear of a finished task would be a green no-op (Spark provider 6.3.4).
 
+    A table alone fails the task with its own error. Of several that share the job (a spark_group) one takes out
+    itself alone: it is tried again here, and then its validate task fails with its error.
+
     Args:
-        spec: the table.
-        read_task_id: the task whose plan is staged.
+        specs: the tables.
+        read_task_ids: for each table the task whose plan is staged.
     """
 
-    def __init__(self, *, spec: TableSpec, read_task_id: str, **kwargs: Any) -> None:
-        super().__init__(application=str(APPLICATION), name=f"coldchain-{spec.name}", durable=False, **kwargs)
-        self.spec = spec
-        self.read_task_id = read_task_id
+    def __init__(self, *, specs: Sequence[TableSpec], read_task_ids: Sequence[str], **kwargs: Any) -> None:
+        name = specs[0].spark_group if len(specs) > 1 else specs[0].name
+        super().__init__(application=str(APPLICATION), name=f"coldchain-{name}", durable=False, **kwargs)
+        self.specs = tuple(specs)
+        self.read_task_ids = tuple(read_task_ids)
 
     def execute(self, context: Any) -> None:
         """Run spark-submit with the job as its argument and the secrets in its environment."""
-        from coldchain import connections, protocol
-        from coldchain.core.job import JobSpec, JobTable
-        from coldchain.turns import turn_of, work_of
+        from coldchain import connections
 
         with as_airflow_failures():
-            work = work_of(context, self.read_task_id)
-            turn = turn_of(self.spec, context)
-            if work is None or protocol.is_done(turn, work):
-                self.log.info("%s: all that the plan wanted is published already", self.spec.name)
+            planned = self._planned(context)
+            if not planned:
+                if len(self.specs) > 1:
+                    raise AirflowSkipException("nothing has to move in any table of the group")
                 return
             connections.connection(connections.SPARK)  # without it the provider would silently submit to YARN
-            token = protocol.take(turn)
-            turn.ledger.note(self.spec.name, token, turn.run_key, "started")
-            job = JobSpec((JobTable(self.spec, token, turn.run_key, work),))
-            self.application_args = [job.dumps()]
             # Set here, not in __init__: rendered fields are stored where the UI shows them.
             self.env_vars = {**connections.settings().to_environment(), **_python_environment()}
-            try:
-                super().execute(context)
-            except AirflowException as error:
-                raise self._explain(turn, token, error) from None
+            failed = self._submit(context, planned)
+            for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
+                again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]
+                if not again:
+                    break
+                lasting = {name: error for name, error in failed.items() if not isinstance(error, Transient)}
+                failed = lasting | self._submit(context, again)
+            for error in failed.values():
+                self.log.error("%s", error)
+            if len(failed) == len(planned):
+                raise next(iter(failed.values()))
 
-    def _explain(self, turn: Any, token: str, error: AirflowException) -> ColdchainError:
-        """Return the job's own sentence where it left one, as the kind that its exit code names."""
-        match = re.search(r"Error code is: (\d+)", str(error))
-        kind = EXIT_KINDS.get(int(match[1]), Transient) if match else Transient
-        for attempt in turn.ledger.attempts(self.spec.name, turn.run_key):
+    def _planned(self, context: Any) -> list[tuple[Turn, Work]]:
+        """Return the tables of which a plan wants something that is not published yet."""
+        from coldchain import protocol
+        from coldchain.turns import turn_of, work_of
+
+        planned = []
+        for spec, read_task_id in zip(self.specs, self.read_task_ids, strict=True):
+            work = work_of(context, read_task_id)
+            if work is None or protocol.is_done(turn := turn_of(spec, context), work):
+                self.log.info("%s: nothing is wanted, or all of it is published already", spec.name)
+            else:
+                planned.append((turn, work))
+        return planned
+
+    def _submit(self, context: Any, planned: Sequence[tuple[Turn, Work]]) -> dict[str, ColdchainError]:
+        """Run one application for the tables that can be taken; return the errors by table."""
+        from coldchain import protocol
+        from coldchain.core.job import JobSpec, JobTable
+
+        jobs: list[JobTable] = []
+        failed: dict[str, ColdchainError] = {}
+        for turn, work in planned:
+            name = turn.spec.name
+            try:
+                token = protocol.take(turn)
+                turn.ledger.note(name, token, turn.run_key, "started")
+                jobs.append(JobTable(turn.spec, token, turn.run_key, work))
+            except ColdchainError as error:
+                failed[name] = error
+                if len(self.specs) > 1:  # the table's validate task will say it
+                    note_failure(turn.ledger, name, turn.run_key, self.task_id, str(error))
+        if not jobs:
+            return failed
+        self.application_args = [JobSpec(tuple(jobs)).dumps()]
+        self._hook = None  # it keeps the arguments of an earlier submission
+        ended: AirflowException | None = None
+        try:
+            super().execute(context)
+        except AirflowException as error:
+            ended = error
+        turns = {turn.spec.name: turn for turn, _ in planned}
+        said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in jobs}
+        return failed | {name: error for name, error in said.items() if error is not None}
+
+    def _explain(self, turn: Turn, token: str, ended: AirflowException | None) -> ColdchainError | None:
+        """Return the job's own sentence where it left one, as the kind that it named; None where it staged."""
+        for attempt in turn.ledger.attempts(turn.spec.name, turn.run_key):
+            if attempt.token == token and attempt.event in ("staged", "idle"):
+                return None
             if attempt.token == token and attempt.event in ("failed", "fenced"):
-                return kind(attempt.detail["error"])
-        last = str(error).splitlines()[-1] if match else str(error)
-        return kind(f"table={self.spec.name}: the Spark application ended with exit code {match[1] if match else '?'} "
+                return EXIT_KINDS.get(attempt.detail.get("exit_code", 0), Transient)(attempt.detail["error"])
+        match = re.search(r"Error code is: (\d+)", str(ended))
+        kind = EXIT_KINDS.get(int(match[1]), Transient) if match else Transient
+        last = str(ended).splitlines()[-1] if match else str(ended)
+        return kind(f"table={turn.spec.name}: the Spark application ended with exit code {match[1] if match else '?'} "
                     f"and left no word: {last[-500:]}")  # fmt: skip
 
 

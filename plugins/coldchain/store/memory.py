@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Superseded
+from coldchain.core.errors import Fenced, LeaseHeld, Superseded, UnknownTable
 from coldchain.core.fingerprint import EMPTY
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
@@ -72,7 +72,7 @@ class MemoryLedger:
     def _transaction(self, name: str, token: str | None = None) -> Iterator[_Table]:
         """Work on a copy, which replaces the table only where nothing was raised."""
         if name not in self._tables:
-            raise Permanent(f"table={name} is not in the ledger: its read_watermark task registers it")
+            raise UnknownTable(f"table={name} is not in the ledger: its read_watermark task registers it")
         table = copy.deepcopy(self._tables[name])
         if token is not None and token != f"{self._epoch}-{table.n}":
             raise Fenced(

@@ -13,7 +13,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2.extras import DateTimeTZRange
 
-from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Superseded, Unavailable
+from coldchain.core.errors import Fenced, LeaseHeld, Permanent, Superseded, Unavailable, UnknownTable
 from coldchain.core.fingerprint import Fingerprint
 from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
 from coldchain.core.plan import Segment
@@ -123,7 +123,7 @@ class PostgresLedger:
         cursor.execute("SELECT table_id FROM coldchain.tables WHERE table_name = %s", (name,))
         row = cursor.fetchone()
         if row is None:
-            raise Permanent(f"table={name} is not in the ledger: its read_watermark task registers it")
+            raise UnknownTable(f"table={name} is not in the ledger: its read_watermark task registers it")
         return int(row[0])
 
     def _epoch(self, cursor: Any) -> str:
