@@ -133,8 +133,8 @@ class Lab:
         turn = self.turn(run_key)
         stage = protocol.latest_stage(turn, reading.work, "staged")
         assert stage is not None
-        proof.prove(turn, stage)
-        turn.ledger.note(self.name, stage.token, run_key, "validated")
+        found = [summary.to_json() for summary in proof.prove(turn, stage, self.client)]
+        turn.ledger.note(self.name, stage.token, run_key, "validated", {"checks": found})
         return protocol.publish(turn, stage, reading.work)
 
     def run(self, asked: Request | None = None, run_key: str = "test/run") -> protocol.Reading:

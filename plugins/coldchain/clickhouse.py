@@ -67,7 +67,7 @@ class HttpClickHouse:
         return f"{self._url.hostname}:{self._url.port}"
 
 
-def render(value: int | str | list[str]) -> str:
+def render(value: int | float | str | list[str]) -> str:
     """Write a value as ClickHouse reads a bound parameter."""
     if isinstance(value, list):
         quoted = (element.replace("\\", "\\\\").replace("'", "\\'") for element in value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +13,18 @@ from pyiceberg.table import Table
 
 from coldchain import failpoint
 from coldchain.clickhouse import render
-from coldchain.core import fingerprint
+from coldchain.core import checks, fingerprint
+from coldchain.core.checks import Result, Summary
 from coldchain.core.errors import Permanent, ProofFailed
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total
 from coldchain.core.job import Stage, StagedSegment
-from coldchain.core.sql import Query, comma, quote
+from coldchain.core.sql import Query, comma
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import format_us
+from coldchain.core.windows import duration_us, format_us
 from coldchain.lake import columns_of, live_files, normalised, owner_of
 from coldchain.protocol import Turn
-from coldchain.source import check_hash_vector
+from coldchain.source import Client, check_hash_vector
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,10 @@ log = logging.getLogger(__name__)
 Found = dict[str, dict[int, Fingerprint]]
 
 
-def prove(turn: Turn, stage: Stage) -> None:
+def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summary]:
     """Prove a staged snapshot, or raise ProofFailed with the segment, both fingerprints and the first odd bucket.
+
+    Returns what the registry's checks found; one that blocks and is broken raises ProofFailed too, and is recorded.
 
     Reads the snapshot's manifests: its live files are the base's, less the replaced, plus the staged. Then reads the
     staged files themselves, with explicit types, and compares every segment by content.
@@ -50,10 +54,28 @@ def prove(turn: Turn, stage: Stage) -> None:
     found = read_files(turn.spec, columns, paths, _grid_us(stage.segments))
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
-    check_quality(turn.spec, columns, paths)
+    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000)
+    summaries = _judge(turn, stage, results)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal the source", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
+    return summaries
+
+
+def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]:
+    """Show the checks' findings, and raise ProofFailed over the first that blocks."""
+    summaries = checks.summarise(results)
+    for line in checks.as_table(summaries):
+        log.info("%s", line)
+    for result in results:
+        if result.broken and not result.is_blocking:
+            log.warning("%s", checks.sentence(turn.spec, result))
+    if blocking := [result for result in results if result.broken and result.is_blocking]:
+        said = checks.sentence(turn.spec, blocking[0])
+        found = {"task": "validate", "error": said, "checks": [summary.to_json() for summary in summaries]}
+        turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "failed", found)
+        raise ProofFailed(said)
+    return summaries
 
 
 def _grid_us(segments: Sequence[StagedSegment]) -> int:
@@ -150,26 +172,65 @@ def _relations(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
     return [f"file('{pattern}', Parquet, '{declared}')" for pattern in patterns]
 
 
-def check_quality(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str]) -> None:
-    """Run the registry's checks over staged files; ProofFailed names the check and how many rows break it.
+def check_quality(
+    spec: TableSpec, columns: Sequence[Column], segments: Sequence[StagedSegment], client: Client | None, now_us: int
+) -> list[Result]:
+    """Run the registry's checks over every staged window, and return what they found.
 
-    A key holds the event time, and files never share an instant of a segment: so a key is unique where it is unique
-    in every file.
+    Args:
+        spec: the table.
+        columns: its canonical columns.
+        segments: what was staged.
+        client: asks ClickHouse for the other side of `balance`; without one that check is left out.
+        now_us: windows that are older than `balance` reaches are left out.
     """
-    wanted = [(f"not_null {name}", f"countIf(isNull({quote(name)}))") for name in spec.checks.get("not_null", ())]
-    if spec.checks.get("unique"):
-        key = comma(quote(name) for name in spec.key)
-        wanted.append((f"unique ({', '.join(spec.key)})", f"count() - uniqExact({key})"))
-    for path in paths if wanted else ():
+    results = list(checks.row_bounds(spec, ((segment.window, segment.fingerprint.rows) for segment in segments)))
+    for segment in segments:
+        results += _count_rows(spec, columns, segment)
+        results += _count_falls(spec, columns, segment)
+        wanted = spec.checks.get("balance")
+        if wanted and client is not None and segment.window.start_us >= now_us - duration_us(wanted["within"]):
+            ((upstream,),) = client(checks.upstream_sum(spec, segment.window))
+            results.append(checks.balance_result(spec, segment.window, _staged_sum(spec, columns, segment), upstream))
+    return results
+
+
+def _count_rows(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> list[Result]:
+    counters = checks.row_counters(spec)
+    broken = [0] * len(counters)
+    for path in segment.paths if counters else ():
         (relation,) = _relations(columns, [path])
-        (counts,) = query_chdb(Query(f"SELECT {comma(count for _, count in wanted)} FROM {relation}", {}))
-        for (name, _), count in zip(wanted, counts, strict=True):
-            if int(count):
-                owner = owner_of(path)
-                raise ProofFailed(
-                    f"table={spec.name} window={owner.window if owner else path}: check {name} is broken by "
-                    f"{int(count):,} rows; nothing was published: correct the source, or the check in the registry"
-                )
+        values = {name: value for counter in counters for name, value in counter.parameters.items()}
+        counts = comma(counter.expression for counter in counters)
+        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values))
+        broken = [before + int(count) for before, count in zip(broken, found, strict=True)]
+    return [
+        Result(counter.kind, counter.name, segment.window, count, checks.is_blocking(spec, counter.kind))
+        for counter, count in zip(counters, broken, strict=True)
+    ]
+
+
+def _count_falls(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> list[Result]:
+    if "monotonic" not in spec.checks or not segment.paths:
+        return []
+    query = checks.falls(spec, _all_files(columns, segment))
+    assert query is not None
+    ((broken,),) = query_chdb(query)
+    blocks = checks.is_blocking(spec, "monotonic")
+    return [Result("monotonic", checks.monotonic_name(spec), segment.window, int(broken), blocks)]
+
+
+def _staged_sum(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> str:
+    if not segment.paths:
+        return "0"
+    relation = _all_files(columns, segment)
+    ((value,),) = query_chdb(Query(f"SELECT {checks.staged_sum(spec)} FROM {relation}", {}))
+    return str(value)
+
+
+def _all_files(columns: Sequence[Column], segment: StagedSegment) -> str:
+    parts = (f"SELECT * FROM {relation}" for relation in _relations(columns, segment.paths))
+    return f"({' UNION ALL '.join(parts)})"
 
 
 def query_chdb(query: Query) -> list[tuple[Any, ...]]:

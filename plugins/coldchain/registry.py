@@ -19,11 +19,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import DAY_US
+from coldchain.core.windows import DAY_US, duration_us
 
 DEFAULT_PATH = Path(__file__).parents[2] / "include" / "tables.yaml"
 LAYERS = ("bronze", "silver", "gold")
-_UNIT_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": DAY_US}
 _DURATIONS = ("grid", "lateness", "late_horizon", "retention", "seal_margin")
 _FALLBACK = {
     "read": "raw", "grid": "15m", "lateness": "60s", "late_horizon": "24h", "change_detection": "fingerprint",
@@ -234,11 +233,6 @@ def _allowed(error: ValidationError) -> str:
     return str(error.message)[:300]
 
 
-def duration_us(text: str) -> int:
-    """Read a duration such as `15m` or `7d`, in microseconds."""
-    return int(text[:-1]) * _UNIT_US[text[-1]]
-
-
 def _check(
     merged: Mapping[str, Any],
     entry: Mapping[str, Any],
@@ -261,8 +255,11 @@ def _check(
     yield from _check_upstreams(merged, names, say)
     if repeated := sorted(set(merged.get("checks", {}).get("warn", ())) - set(merged.get("checks", {}))):
         yield say("checks", merged["checks"], f"warn names {', '.join(repeated)}, which is not among the checks")
-    if merged["event_time"] not in merged["key"] and merged.get("checks", {}).get("unique"):
-        yield say("key", merged["key"], f"check unique needs the event time {merged['event_time']} in it")
+    columns = [merged["event_time"], *(field for field in merged["partitioning"] if "(" not in field)]
+    if merged.get("checks", {}).get("unique") and (absent := [name for name in columns if name not in merged["key"]]):
+        yield say(
+            "key", merged["key"], f"check unique needs event time and partition columns in it: {', '.join(absent)}"
+        )
     if counts[say.name.lower()] > 1:
         yield say(
             "target",

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from jsonschema import Draft202012Validator
 
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US
-from coldchain.registry import DEFAULT_PATH, Registry, duration_us, load_registry
+from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, duration_us
+from coldchain.registry import DEFAULT_PATH, Registry, load_registry
 
 SCHEMA = json.loads((DEFAULT_PATH.parent / "tables.schema.json").read_text())
 

@@ -11,7 +11,7 @@ from coldchain.core.windows import Window
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
-Parameters = dict[str, int | str | list[str]]
+Parameters = dict[str, int | float | str | list[str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ class Window:
         return self.start_us <= other.start_us and other.end_us <= self.end_us
 
 
+def duration_us(text: str) -> int:
+    """Read a duration such as `15m` or `7d`, in microseconds."""
+    return int(text[:-1]) * {"s": 1_000_000, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}[text[-1]]
+
+
 def to_us(moment: datetime) -> int:
     """Convert an aware datetime to microseconds since 1970, exactly; a naive one raises ValueError."""
     if moment.tzinfo is None:

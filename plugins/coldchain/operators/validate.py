@@ -26,6 +26,7 @@ class IcebergValidateOperator(BaseOperator):
     def execute(self, context: Any) -> None:
         """Prove this run's stage; succeed where nothing is left to prove."""
         from coldchain import failpoint, proof, protocol
+        from coldchain.connections import NativeClickHouse
         from coldchain.turns import turn_of, work_of
 
         with as_airflow_failures():
@@ -34,8 +35,8 @@ class IcebergValidateOperator(BaseOperator):
             if stage is None:
                 self.log.info("%s: nothing staged that is not published already", self.spec.name)
                 return
-            proof.prove(turn, stage)
+            client = NativeClickHouse() if "balance" in self.spec.checks else None
+            summaries = proof.prove(turn, stage, client)
             failpoint.hit("validate.after_prove")
-            turn.ledger.note(
-                self.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)}
-            )
+            found = {"snapshot_id": str(stage.snapshot_id), "checks": [summary.to_json() for summary in summaries]}
+            turn.ledger.note(self.spec.name, stage.token, turn.run_key, "validated", found)
