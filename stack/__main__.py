@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from stack import demo, lifecycle, prerequisites
 from stack.errors import StackError
-from stack.generate import load_generated
-from stack.load import load_shipped
 from stack.logs import show_logs
 from stack.state import find_state
 
@@ -39,9 +37,7 @@ def _check() -> int:
 
 
 def _load() -> int:
-    stack = lifecycle.up_services()
-    load_shipped(stack)
-    load_generated(stack, _rows())
+    demo.load(lifecycle.up_services(), _rows())
     return 0
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from stack.clickhouse import count, query
 from stack.errors import StackError
-from stack.load import check_loaded, refuse_expired, remembered
+from stack.load import STREAM_OFFSET, check_loaded, refuse_expired, remembered
 from stack.progress import say
 from stack.state import Stack
 
@@ -16,8 +16,6 @@ SPAN = timedelta(hours=18, minutes=24)
 BINANCE_SHARE = 3_848_786
 KRAKEN_SHARE = 19_577
 CHUNK_ROWS = 500_000
-# Offsets and trade ids far above the shipped ones: both go on in the same topic.
-FIRST_OFFSET = 10_000_000
 SEED = 20260210
 
 _BINANCE = """
@@ -91,14 +89,14 @@ def load_generated(stack: Stack, rows: int) -> dict[str, int]:
 
 
 def _load(stack: Stack, stream: Stream, end: datetime) -> None:
-    condition = f"symbol IN {stream.symbols}"
+    condition = f"symbol IN {stream.symbols} AND kafka_offset >= {STREAM_OFFSET}"
     if count(stack, stream.table, condition) == stream.rows:
         say(f"{stream.table}: all {stream.rows:,} generated rows are there, nothing to generate")
         return
     refuse_expired(stream.table, end - SPAN)
     start_us = int((end - SPAN).timestamp()) * 1_000_000
     span_us = SPAN // timedelta(microseconds=1)
-    constants = {"seed": SEED, "rows": stream.rows, "first": FIRST_OFFSET, "start_us": start_us, "span_us": span_us}
+    constants = {"seed": SEED, "rows": stream.rows, "first": STREAM_OFFSET, "start_us": start_us, "span_us": span_us}
     constants |= {"start_ms": start_us // 1000, "span_ms": span_us // 1000}
     for offset in range(0, stream.rows, CHUNK_ROWS):
         chunk = {"from": offset, "count": min(CHUNK_ROWS, stream.rows - offset)}

@@ -1,7 +1,8 @@
-"""Shipped trades as the raw messages that their exchanges send: pure functions.
+"""Trades as the raw messages that their exchanges send: pure functions.
 
-Nothing is invented but what the files lack: Kraken's side and order type alternate, and an event happens when its trade
-does.
+Binance's and Kraken's are shipped, and nothing is invented but what the files lack: Kraken's side and order type
+alternate, and an event happens when its trade does. Coinbase's are generated, and so is Kraken's one message of
+XBT/USD, which shows Kraken's own name for bitcoin: the same every time for the same day.
 """
 
 import csv
@@ -9,13 +10,24 @@ import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
+from random import Random
+from uuid import UUID
 
 BINANCE_SYMBOL = "XRPETH"
 KRAKEN_SYMBOL = "BCH/EUR"
 KRAKEN_CHANNEL = 337
+KRAKEN_BITCOIN = "XBT/USD"
+COINBASE_TRADES = 3_000
+COINBASE_SEED = 20260210
+# Price, step of its walk and first trade id of each product.
+COINBASE_PRODUCTS = {
+    "BTC-USD": (Decimal("88501.20"), Decimal("4.31"), 940_112_004),
+    "ETH-USD": (Decimal("2491.10"), Decimal("0.37"), 731_005_617),
+}
 # Kraken's sequence number has 16 bits for the place in a message; a few keep several messages in one second.
 TRADES_PER_MESSAGE = 3
 
@@ -90,6 +102,45 @@ def kraken_messages(trades: Sequence[KrakenTrade], shift: timedelta) -> list[Mes
     return [Message(offset, text) for offset, text in enumerate(texts)]
 
 
+def kraken_bitcoin_message(day: date, offset: int) -> Message:
+    """Return a generated message of two XBT/USD trades of one microsecond, at noon of the day."""
+    at = f"{_epoch_us(day) // 1_000_000 + 12 * 3600}.123456"
+    trades = [["88500.10000", "0.01000000", at, "b", "m", ""], ["88500.20000", "0.02500000", at, "s", "l", ""]]
+    text = json.dumps([KRAKEN_CHANNEL, trades, "trade", KRAKEN_BITCOIN], separators=(",", ":"))
+    return Message(offset, text)
+
+
+def coinbase_messages(day: date) -> list[Message]:
+    """Return generated messages of the `matches` channel, in order of time over the day, offsets from 0.
+
+    A product's trade ids follow one another; `sequence` skips what the channel does not show, as the real one does.
+    """
+    random = Random(COINBASE_SEED)
+    prices = {product: price for product, (price, _step, _first) in COINBASE_PRODUCTS.items()}
+    ids = {product: first for product, (_price, _step, first) in COINBASE_PRODUCTS.items()}
+    made = []
+    sequence = 50_000_000_000
+    for offset, at_us in enumerate(sorted(random.randrange(86_400_000_000) for _ in range(COINBASE_TRADES))):
+        product = random.choice(tuple(COINBASE_PRODUCTS))
+        prices[product] += random.randint(-3, 3) * COINBASE_PRODUCTS[product][1]
+        ids[product] += 1
+        sequence += random.randint(1, 40)
+        match = {
+            "type": "match",
+            "trade_id": ids[product],
+            "maker_order_id": str(UUID(int=random.getrandbits(128), version=4)),
+            "taker_order_id": str(UUID(int=random.getrandbits(128), version=4)),
+            "side": random.choice(("buy", "sell")),
+            "size": str(Decimal(random.randint(1, 150_000_000)).scaleb(-8)),
+            "price": str(prices[product]),
+            "product_id": product,
+            "sequence": sequence,
+            "time": _iso(_epoch_us(day) + at_us),
+        }
+        made.append(Message(offset, json.dumps(match, separators=(",", ":"))))
+    return made
+
+
 def as_rows(messages: Sequence[Message]) -> bytes:
     """Return messages as rows of a landing table, one JSON object a line."""
     lines = (json.dumps({"message": m.text, "_offset": m.offset, "_partition": 0}) for m in messages)
@@ -109,6 +160,15 @@ def _binance_text(trade: BinanceTrade, time_ms: int) -> str:
         "M": True,
     }
     return json.dumps(event, separators=(",", ":"))
+
+
+def _epoch_us(day: date) -> int:
+    return int(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000
+
+
+def _iso(moment_us: int) -> str:
+    whole = datetime.fromtimestamp(moment_us // 1_000_000, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{moment_us % 1_000_000:06d}Z"
 
 
 def _batches(rows: list[list[str]]) -> Iterator[list[list[str]]]:

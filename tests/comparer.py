@@ -4,22 +4,26 @@ It shares nothing with what it judges: ClickHouse gives its rows as Arrow over H
 Arrow, values are brought to one form and counted as whole rows. No hash, no fingerprint, no Parquet reader of
 ClickHouse.
 
-As a program: ``python -m tests.comparer k2.bronze_trades_binance=12477 ...`` compares each table (with the target of
-the same name in namespace ``cold``) and its number of rows, by the variables of ``.run/env``; exit code 1 if anything
-differs.
+As a program: ``python -m tests.comparer k2.bronze_trades_binance=12477 ...`` compares each table with the target that
+the registry gives it, and its number of rows, by the variables of ``.run/env``; exit code 1 if anything differs, or if
+there was nothing to compare.
 """
 
 import os
+import re
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
 from pyiceberg.table import Table
@@ -31,6 +35,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WIDEST = 38
 # What ClickHouse's Arrow gives as bare numbers or bytes, and Iceberg as text.
 AS_TEXT = ("Enum", "UUID", "IPv4", "IPv6")
+SECONDS = re.compile(r"^(Nullable\()?DateTime(?!64)")
+REGISTRY = Path(__file__).parents[1] / "include" / "tables.yaml"
 
 
 @dataclass(slots=True)
@@ -114,11 +120,12 @@ def compare(
         start: Inclusive; without it from the first row on.
         end: Exclusive; without it to the last row.
         key: Columns by which a missing and a foreign row are shown as one that differs.
-        final: Read the source under FINAL.
+        final: Read the source under FINAL; a view is read as it is in any case.
     """
     found = Comparison(source, target)
     table = catalog.load_table(target)
     types = _source_types(client, source)
+    final = final and not _is_view(client, source)
     found.columns = _column_problem(list(types), [each.name for each in table.schema().fields])
     if found.columns:
         return found
@@ -169,7 +176,8 @@ class _Reader:
         """Read the target's rows of ``[start, end)``."""
         bounds = [self._literal(each) for each in (start, end)]
         window = And(GreaterThanOrEqual(self.event_time, bounds[0]), LessThan(self.event_time, bounds[1]))
-        return _canonical(self.table.scan(row_filter=window).to_arrow(), list(self.types))
+        rows = self.table.scan(row_filter=window).to_arrow()
+        return _canonical(rows, list(self.types), [name for name, kind in self.types.items() if "UUID" in kind])
 
     def totals(self) -> tuple[int, int]:
         """Count all rows of both sides, those without an event time too."""
@@ -204,6 +212,13 @@ def _source_types(client: Any, source: str) -> dict[str, str]:
     return {row[0]: row[1] for row in client.query(f"DESCRIBE TABLE {source}").result_rows}
 
 
+def _is_view(client: Any, source: str) -> bool:
+    database, _, name = source.partition(".")
+    statement = "SELECT engine FROM system.tables WHERE database = {database:String} AND name = {name:String}"
+    rows = client.query(statement, parameters={"database": database, "name": name}).result_rows
+    return bool(rows) and rows[0][0] == "View"
+
+
 def _column_problem(source: list[str], target: list[str]) -> str:
     only = [f"only in ClickHouse: {', '.join(sorted(set(source) - set(target)))}" if set(source) - set(target) else ""]
     only.append(f"only in Iceberg: {', '.join(sorted(set(target) - set(source)))}" if set(target) - set(source) else "")
@@ -218,12 +233,29 @@ def _type_problem(source: pa.Schema, target: pa.Schema) -> str:
 
 
 def _expression(name: str, kind: str) -> str:
-    return f"toString({name}) AS {name}" if any(word in kind for word in AS_TEXT) else name
+    if any(word in kind for word in AS_TEXT):
+        return f"toString({name}) AS {name}"
+    # Arrow would get a bare number.
+    return f"toDateTime64({name}, 6, 'UTC') AS {name}" if SECONDS.search(kind) else name
 
 
-def _canonical(rows: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Bring a table to the form in which equal values are equal, whichever side they come from."""
-    return pa.table({name: _canonical_column(rows[name]) for name in names})
+def _canonical(rows: pa.Table, names: Sequence[str], uuids: Sequence[str] = ()) -> pa.Table:
+    """Bring a table to the form in which equal values are equal, whichever side they come from.
+
+    ``uuids`` names columns whose 16 bytes, where they are bytes, are a UUID.
+    """
+    return pa.table({n: _canonical_column(_uuid_text(rows[n]) if n in uuids else rows[n]) for n in names})
+
+
+def _uuid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return UUIDs as text, whether Iceberg holds them as its own type (Arrow's extension or 16 bytes) or as text."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+    if not pa.types.is_fixed_size_binary(column.type):
+        return column
+    values = [None if value is None else str(uuid.UUID(bytes=value)) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(values, pa.large_string())])
 
 
 def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -246,9 +278,43 @@ def _canonical_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.large_binary())
     if pa.types.is_date(kind):
         return column.cast(pa.date32()).cast(pa.int32())
+    if _is_list_of_text(kind) or (pa.types.is_map(kind) and _is_text(kind.key_type) and _is_text(kind.item_type)):
+        return pa.chunked_array([_joined(chunk) for chunk in column.chunks], pa.large_string())
     return pa.chunked_array(
         [pa.array([None if v is None else _text(v) for v in column.to_pylist()], pa.large_string())]
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list_of_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type)
+
+
+def _joined(chunk: pa.Array) -> pa.Array:
+    """Return each list, or each map in the order of its pairs, as one text: what `_text` does, without Python a row."""
+    whole = pa.concat_arrays([chunk])
+    if pa.types.is_map(chunk.type):
+        values = pc.binary_join_element_wise(_quoted(whole.keys), _quoted(whole.items), _large(": "))
+    else:
+        values = _quoted(whole.values)
+    offsets = pc.subtract(whole.offsets, whole.offsets[0]).cast(pa.int64())
+    lists = pa.LargeListArray.from_arrays(offsets, values.slice(whole.offsets[0].as_py(), offsets[-1].as_py()))
+    joined = pc.binary_join(lists, _large(", "))
+    return pc.if_else(chunk.is_valid(), joined, _large(None))
+
+
+def _quoted(values: pa.Array) -> pa.Array:
+    """Quote each text so that no text can look like two, and NULL like none."""
+    escaped = pc.replace_substring(pc.replace_substring(values.cast(pa.large_string()), "\\", "\\\\"), '"', '\\"')
+    quoted = pc.binary_join_element_wise(_large('"'), escaped, _large('"'), _large(""))
+    return pc.fill_null(quoted, _large("NULL"))
+
+
+def _large(text: str | None) -> pa.Scalar:
+    return pa.scalar(text, pa.large_string())
 
 
 def _float_bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -333,17 +399,36 @@ def main(arguments: Sequence[str]) -> int:
     )
     address = {"type": "sql", "uri": env["COLDCHAIN_CATALOG_URI"], "warehouse": env["COLDCHAIN_WAREHOUSE"]}
     catalog = load_catalog("coldchain", **address)
-    outcomes = [_judge(client, catalog, *argument.partition("=")[::2]) for argument in arguments]
-    return 0 if all(outcomes) else 1
+    registry = _registry(Path(env.get("COLDCHAIN_REGISTRY") or REGISTRY))
+    outcomes = [_judge(client, catalog, registry, *argument.partition("=")[::2]) for argument in arguments]
+    return 0 if outcomes and all(outcomes) else 1
 
 
-def _judge(client: Any, catalog: Catalog, source: str, expected: str) -> bool:
-    target = f"cold.{source.partition('.')[2]}"
+def _registry(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the registry's entries by source, as plain YAML."""
+    whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {entry["source"]: {**whole.get("defaults", {}), **entry} for entry in whole["tables"]}
+
+
+def _judge(client: Any, catalog: Catalog, registry: dict[str, dict[str, Any]], source: str, expected: str) -> bool:
+    entry = registry.get(source)
+    if entry is None:
+        print(f"{source} is not in the registry: nothing keeps it")
+        return False
+    target = entry["target"]
     if not catalog.table_exists(target):
         print(f"{target} does not exist in the catalog")
         return False
-    key = ("symbol", "exchange_timestamp", "sequence_number")
-    found = compare(client, catalog, source=source, target=target, event_time="exchange_timestamp", key=key)
+    is_final = entry.get("read", "final") == "final"
+    found = compare(
+        client,
+        catalog,
+        source=source,
+        target=target,
+        event_time=entry["event_time"],
+        key=entry["key"],
+        final=is_final,
+    )
     print(found)
     if found.target_rows != int(expected):
         print(f"{target} holds {found.target_rows:,} rows and {int(expected):,} were loaded")

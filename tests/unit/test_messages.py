@@ -1,8 +1,10 @@
-"""Shipped trades become each exchange's own messages: nothing lost, nothing invented."""
+"""Trades become each exchange's own messages: the shipped ones whole, the generated ones always the same."""
 
+import hashlib
 import json
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,46 @@ def test_rows_for_a_landing_table_carry_offset_and_partition(kraken: list[Kraken
     made = messages.kraken_messages(kraken[:2], timedelta(0))
     rows = [json.loads(line) for line in messages.as_rows(made).splitlines()]
     assert rows == [{"message": m.text, "_offset": m.offset, "_partition": 0} for m in made]
+
+
+def test_coinbase_s_matches_are_the_same_for_the_same_day() -> None:
+    made = messages.coinbase_messages(LAST_DAY)
+    assert made == messages.coinbase_messages(LAST_DAY)
+    digest = hashlib.sha256("\n".join(message.text for message in made).encode()).hexdigest()
+    assert digest == "fb1085652c04b49cadd2b45b5ea5c70c0a0ee9c7cb725c4025ea0fe00e6929f4"
+
+
+def test_coinbase_s_messages_have_the_exchange_s_own_form() -> None:
+    made = messages.coinbase_messages(LAST_DAY)
+    matches = [json.loads(message.text) for message in made]
+    assert len(matches) == messages.COINBASE_TRADES
+    assert [message.offset for message in made] == list(range(len(made)))
+    names = "type trade_id maker_order_id taker_order_id side size price product_id sequence time"
+    assert list(matches[0]) == names.split()
+    assert {each["type"] for each in matches} == {"match"}
+    assert {each["side"] for each in matches} == {"buy", "sell"}
+    assert all(Decimal(each["price"]) > 0 and Decimal(each["size"]) > 0 for each in matches)
+    assert all("E" not in each["size"] for each in matches), "no exponent: the exchange writes plain decimals"
+
+
+def test_coinbase_s_trades_are_numbered_by_product_and_lie_within_the_day() -> None:
+    matches = [json.loads(message.text) for message in messages.coinbase_messages(LAST_DAY)]
+    times = [datetime.fromisoformat(each["time"]) for each in matches]
+    assert times == sorted(times)
+    assert {moment.date() for moment in times} == {LAST_DAY}
+    assert any(moment.microsecond % 1000 for moment in times)
+    sequences = [each["sequence"] for each in matches]
+    assert sequences == sorted(set(sequences))
+    for product, (_price, _step, first) in messages.COINBASE_PRODUCTS.items():
+        ids = [each["trade_id"] for each in matches if each["product_id"] == product]
+        assert ids == list(range(first + 1, first + 1 + len(ids)))
+        assert len(ids) > 1000
+
+
+def test_kraken_s_generated_message_names_bitcoin_its_own_way() -> None:
+    message = messages.kraken_bitcoin_message(LAST_DAY, 375)
+    _channel, trades, kind, pair = json.loads(message.text)
+    assert (message.offset, kind, pair) == (375, "trade", "XBT/USD")
+    assert len(trades) == 2
+    at = datetime(2026, 2, 9, 12, tzinfo=UTC).timestamp()
+    assert {trade[2] for trade in trades} == {f"{int(at)}.123456"}

@@ -9,7 +9,7 @@ import pytest
 from stack import clickhouse, state
 from stack.state import Stack
 
-EXCHANGES = ("binance", "kraken")
+EXCHANGES = ("binance", "kraken", "coinbase")
 
 
 @pytest.fixture
@@ -59,6 +59,29 @@ def test_tables_come_before_queues_and_queues_before_views(flavour: str) -> None
         assert places == sorted(places)
 
 
+@pytest.mark.parametrize("flavour", ["embedded", "production"])
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_silver_reads_bronze_before_bronze_reads_its_queue(flavour: str, exchange: str) -> None:
+    """A production queue is consumed from the moment that Bronze's view exists: Silver must be listening by then."""
+    names = [file.name for file in clickhouse.schema_files(flavour)]
+    kinds = ["create_silver_trades.sql", f"create_silver_{exchange}_view.sql", f"create_bronze_{exchange}_view.sql"]
+    places = [next(i for i, name in enumerate(names) if name.endswith(kind)) for kind in kinds]
+    assert places == sorted(places)
+
+
+def test_the_bars_differ_in_nothing_but_their_width() -> None:
+    texts = {file.stem.rpartition("_")[2]: file.read_text() for file in clickhouse.DDL.glob("*_create_ohlcv_*.sql")}
+    assert sorted(texts) == ["15m", "1d", "1h", "1m", "30m", "5m"]
+    words = {"m": "MINUTE", "h": "HOUR", "d": "DAY"}
+    forms = {
+        text.replace(f"k2.ohlcv_{name}", "")
+        .replace(f"toStartOfInterval(timestamp, INTERVAL {name[:-1]} {words[name[-1]]})", "")
+        .replace(" ", "")
+        for name, text in texts.items()
+    }
+    assert len(forms) == 1
+
+
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_both_queues_of_an_exchange_have_one_name_and_message(exchange: str) -> None:
     found = []
@@ -78,5 +101,5 @@ def test_kraken_s_messages_are_read_as_lines() -> None:
 def test_every_statement_can_be_repeated() -> None:
     for file in (*clickhouse.schema_files("embedded"), *clickhouse.schema_files("production")):
         statement = re.sub(r"^--.*\n", "", file.read_text(), flags=re.MULTILINE)
-        assert re.match(r"CREATE (DATABASE|TABLE|MATERIALIZED VIEW) IF NOT EXISTS ", statement)
+        assert re.match(r"CREATE (DATABASE|TABLE|MATERIALIZED VIEW|VIEW) IF NOT EXISTS ", statement)
         assert ";" not in statement, "one statement a file: HTTP takes no more"
