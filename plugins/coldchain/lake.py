@@ -30,6 +30,8 @@ from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import NestedField
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from coldchain.core import drift
+from coldchain.core.drift import Drift
 from coldchain.core.errors import (
     BaseMoved,
     ColdchainError,
@@ -231,20 +233,29 @@ def columns_of(table: Table) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def check_schema(spec: TableSpec, columns: Sequence[Column], table: Table) -> None:
-    """Refuse with SchemaDrift, naming every difference, unless the source's columns are the table's."""
-    have = {field.name: (str(field.field_type).replace(" ", ""), field.required) for field in table.schema().fields}
-    want = {column.name: (column.iceberg.replace(" ", ""), not column.nullable) for column in columns}
-    problems = [f"column {name} is new in the source" for name in want.keys() - have.keys()]
-    problems += [f"column {name} is gone from the source" for name in have.keys() - want.keys()]
-    problems += [
-        f"column {name} is {_spell(want[name])} in the source and {_spell(have[name])} in Iceberg"
-        for name in want.keys() & have.keys()
-        if want[name] != have[name]
-    ]
-    if problems:
-        raise SchemaDrift(f"table={spec.name}: {'; '.join(sorted(problems))}; nothing moves until they agree again")
+def drift_of(spec: TableSpec, columns: Sequence[Column], table: Table) -> Drift:
+    """Bring the source's columns and the table's together, or refuse with SchemaDrift what is not allowed."""
     _check_partitioning(spec, table)
+    return drift.decide(spec, columns, columns_of(table))
+
+
+def evolve(spec: TableSpec, table: Table, found: Drift) -> Table:
+    """Change the table's schema as the drift asks, in one commit; files that are there keep theirs.
+
+    Raises:
+        BaseMoved: somebody changed the table at the same moment.
+    """
+    try:
+        with _reading(spec.target), _committing(spec.target), table.update_schema() as update:
+            for column in found.widened:
+                update.update_column(column.name, field_type=_iceberg_type(column))
+            for name in found.relaxed:
+                update.make_column_optional(name)
+            for column in found.added:
+                update.add_column(column.name, _iceberg_type(column))
+    except CommitFailedException:
+        raise BaseMoved(f"{spec.target}: its schema changed at the same moment: the task is tried again") from None
+    return table
 
 
 def _check_partitioning(spec: TableSpec, table: Table) -> None:
@@ -260,10 +271,6 @@ def _check_partitioning(spec: TableSpec, table: Table) -> None:
 
 def _spell_partitions(fields: Sequence[tuple[str | None, str]]) -> str:
     return ", ".join(f"{name}" if kind == "identity" else f"{kind}({name})" for name, kind in fields)
-
-
-def _spell(kind: tuple[str, bool]) -> str:
-    return kind[0] if kind[1] else f"nullable {kind[0]}"
 
 
 def base_of(table: Table) -> Base:

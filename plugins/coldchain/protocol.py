@@ -35,8 +35,8 @@ from coldchain.core.plan import Plan, Rules, Segment
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import MIN_US, Window, format_us, merge
-from coldchain.lake import Lake, base_of, check_schema, head_of, live_files, publish as move_main
+from coldchain.core.windows import MIN_US, Window, format_us, merge, subtract
+from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, publish as move_main
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Ledger
 
@@ -156,11 +156,24 @@ def compare(
     segments = turn.ledger.segments(turn.spec.name, hull)
     widened = plan.widen(wanted, segments)
     grid_us = plan.comparison_grid_us(rules.grid_us, segments)
-    buckets = source.buckets(columns, widened, grid_us)
-    found = plan.make_plan(widened, segments, buckets, rules)
+    same = _same_by_older_columns(turn, source, columns, segments, rules.version, grid_us)
+    asked = subtract(widened, (segment.window for segment in segments if segment.segment_id in same))
+    buckets = source.buckets(columns, asked, grid_us)
+    found = plan.make_plan(widened, segments, buckets, rules, same)
     if found.shrunk:
         raise SourceShrank(_shrunk_sentence(turn.spec, found.shrunk))
     return found, buckets, grid_us
+
+
+def _same_by_older_columns(
+    turn: Turn, source: Source, columns: tuple[Column, ...], segments: list[Segment], version: str, grid_us: int
+) -> frozenset[int]:
+    """Find the segments that equal the source by the columns they were made with: a new column moves none of them."""
+    older = [segment for segment in segments if segment.version != version and segment.paths]
+    if not older:
+        return frozenset()
+    now = source.as_recorded(older, columns, turn.ledger.versions(turn.spec.name), grid_us)
+    return frozenset(s.segment_id for s in older if now.get(s.segment_id) == s.fingerprint)
 
 
 def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
@@ -242,7 +255,10 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     source.preflight()
     columns = source.columns()
     if (table := turn.lake.load(spec.target)) is not None:
-        check_schema(spec, columns, table)
+        found_drift = drift_of(spec, columns, table)
+        columns = found_drift.columns
+        for said in found_drift.said:
+            log.warning("%s: %s", spec.name, said)
     extent = source.extent()
     state = ledger.state(spec.name)
     capped_us, slowest = upstream_us(turn, asked)

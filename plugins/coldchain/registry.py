@@ -26,7 +26,8 @@ LAYERS = ("bronze", "silver", "gold")
 _DURATIONS = ("grid", "lateness", "late_horizon", "retention", "seal_margin")
 _FALLBACK = {
     "read": "raw", "grid": "15m", "lateness": "60s", "late_horizon": "24h", "change_detection": "fingerprint",
-    "retention": None, "seal_margin": "12h", "max_windows": 96, "max_window_rows": 20_000_000, "enabled": True,
+    "schema_drift": "add", "retention": None, "seal_margin": "12h", "max_windows": 96, "max_window_rows": 20_000_000,
+    "enabled": True,
 }  # fmt: skip
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coldchain.core import fingerprint
+from coldchain.core import drift, fingerprint
 from coldchain.core.errors import Permanent, SchemaDrift, SourceTruncates
-from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.fingerprint import Fingerprint, total, within
+from coldchain.core.plan import Segment
 from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, canonical_column
-from coldchain.core.windows import DAY_US, Window, floor_us
+from coldchain.core.windows import DAY_US, Window, floor_us, merge
 
 Client = Callable[[Query], list[tuple[Any, ...]]]
 
@@ -191,6 +192,31 @@ class Source:
         if unhashed := sum(int(row[3]) for row in rows):
             raise Permanent(f"table={self._spec.name}: {unhashed} rows have no hash; the type map is at fault")
         return {int(start): Fingerprint(int(count), int(hash_)) for start, count, hash_, _ in rows}
+
+    def as_recorded(
+        self,
+        segments: Sequence[Segment],
+        columns: Sequence[Column],
+        versions: Mapping[str, Sequence[Mapping[str, Any]]],
+        grid_us: int,
+    ) -> dict[int, Fingerprint]:
+        """Fingerprint the source over segments by id, each with the columns that it was made with.
+
+        Left out are those of a version whose columns are unknown, or that the source no longer gives as they were.
+        """
+        by_version: dict[str, list[Segment]] = defaultdict(list)
+        for segment in segments:
+            by_version[segment.version].append(segment)
+        found: dict[int, Fingerprint] = {}
+        for version, group in by_version.items():
+            if version == fingerprint.version(columns):
+                old: tuple[Column, ...] | None = tuple(columns)
+            else:
+                old = drift.revive(versions[version], columns) if version in versions else None
+            if old is not None:
+                buckets = self.buckets(old, merge(segment.window for segment in group), grid_us)
+                found |= {s.segment_id: total(within(buckets, s.window).values()) for s in group}
+        return found
 
     def counts(self, windows: Sequence[Window], step_us: int) -> dict[tuple[str, ...], dict[int, int]]:
         """Count rows per partition and step, to cut windows into slices; FINAL is left out, slices may be smaller."""

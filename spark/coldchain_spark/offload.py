@@ -14,6 +14,7 @@ from pyiceberg.table import Table
 from coldchain import failpoint, lake as iceberg
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core import fingerprint
+from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
@@ -120,14 +121,14 @@ class _Offload:
 
     def run(self) -> Outcome:
         self.ledger.renew(self.spec.name, self.job.token)
-        columns = self.source.columns()
+        table, drift = self._prepare()
+        columns = drift.columns
         found = self._plan(columns)
         if not found.windows:
             self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle")
             return Outcome(self.spec.name, "idle", message="everything asked for is published already")
-        table = self._table(columns)
         try:
-            stage = self._stage(table, columns, found)
+            stage = self._stage(self._table(table, drift), columns, found)
         except BaseException:
             self._clean()
             raise
@@ -142,12 +143,30 @@ class _Offload:
         found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, rules)
         return found
 
-    def _table(self, columns: Columns) -> Table:
+    def _prepare(self) -> tuple[Table | None, Drift]:
+        """Load the table, and decide which columns are read; nothing is changed yet."""
+        columns = self.source.columns()
         table = self.turn.lake.load(self.spec.target)
-        if table is None:
-            table = self.turn.lake.create(self.spec, columns)
-            self.ledger.set_base(self.spec.name, self.job.token, iceberg.base_of(table))
-        iceberg.check_schema(self.spec, columns, table)
+        return table, Drift(columns) if table is None else iceberg.drift_of(self.spec, columns, table)
+
+    def _table(self, table: Table | None, drift: Drift) -> Table:
+        """Create the table or change its schema where that is asked for, before a row is staged; record the version."""
+        name, token = self.spec.name, self.job.token
+        said = "; ".join(drift.said)
+        if table is None or drift.changes_table:
+            self.ledger.renew(name, token)
+            failpoint.hit("offload.before_schema")
+            if table is None:
+                table = self.turn.lake.create(self.spec, drift.columns)
+            else:
+                log.warning("%s: %s", name, said)
+                table = iceberg.evolve(self.spec, table, drift)
+            failpoint.hit("offload.after_schema")
+            self.ledger.set_base(name, token, iceberg.base_of(table))
+        version = fingerprint.version(drift.columns)
+        if fingerprint.version(iceberg.columns_of(table)) != version:
+            raise BaseMoved(f"table={name}: its schema moved since the plan: the task is tried again")
+        self.ledger.record_version(name, token, version, to_json(drift.columns), said)
         return table
 
     def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:

@@ -173,6 +173,7 @@ def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load, tm
         "retention": "30d",
         "seal_margin": "1d",
         "change_detection": "fingerprint",
+        "schema_drift": "strict",
         "types": {"n": "long"},
         "checks": {"unique": True},
         "max_windows": 3,

@@ -146,9 +146,9 @@ def _plain(number: str) -> str:
 
 def sentence(spec: TableSpec, result: Result) -> str:
     """Say what a broken check means, in one sentence."""
-    what = result.said or f"{result.broken:,} rows break it"
+    what = f": {result.said}" if result.said else f" by {result.broken:,} rows"
     return (
-        f"table={spec.name} window={result.window}: check {result.name} is broken: {what}; "
+        f"table={spec.name} window={result.window}: check {result.name} is broken{what}; "
         + ("nothing was published" if result.is_blocking else "published all the same, for it only warns")
         + ": correct the source, or the check in the registry"
     )

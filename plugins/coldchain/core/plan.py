@@ -108,7 +108,13 @@ def comparison_grid_us(grid_us: int, segments: Sequence[Segment]) -> int:
     return math.gcd(grid_us, *(edge for s in segments for edge in (s.window.start_us, s.window.end_us, s.grid_us)))
 
 
-def make_plan(wanted: Iterable[Window], segments: Sequence[Segment], buckets: Buckets, rules: Rules) -> Plan:
+def make_plan(
+    wanted: Iterable[Window],
+    segments: Sequence[Segment],
+    buckets: Buckets,
+    rules: Rules,
+    same: frozenset[int] = frozenset(),
+) -> Plan:
     """Compare the source with the ledger over `wanted`, which must be widened and on the grid.
 
     Args:
@@ -116,9 +122,10 @@ def make_plan(wanted: Iterable[Window], segments: Sequence[Segment], buckets: Bu
         segments: the ledger's segments that overlap them, disjoint.
         buckets: the source's fingerprints over all of `wanted`, on a grid that cuts at every segment's edges.
         rules: limits; a window never holds more than `max_window_rows` rows unless one bucket does.
+        same: ids of segments that were found equal by the columns of an older version; `buckets` may leave them out.
     """
     wanted = merge(wanted)
-    compared = [s for s in segments if any(w.covers(s.window) for w in wanted)]
+    compared = [s for s in segments if s.segment_id not in same and any(w.covers(s.window) for w in wanted)]
     changed, shrunk, sealed = _changed(compared, buckets, rules)
     gaps = subtract(wanted, (s.window for s in segments))
     new, empty, expired = _fill(gaps, buckets, rules)

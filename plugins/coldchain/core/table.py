@@ -36,6 +36,7 @@ class TableSpec:
     select: str | None = None  # the text of a SELECT of one's own, for read=select
     extent: tuple[str, str] | None = None  # table and column that say how far the source reaches, for a view
     depends_on: tuple[str, ...] = ()  # tables whose watermarks cap this one's frontier
+    schema_drift: str = "add"  # add | freeze | strict
     spark_group: str | None = None  # tables of a layer that share a Spark application
 
     def __post_init__(self) -> None:

@@ -111,6 +111,12 @@ class Ledger(Protocol):
     def set_compared_to(self, name: str, token: str, compared_to_us: int) -> None:
         """Record up to where everything that a comparison found is published. Fenced if overtaken."""
 
+    def record_version(self, name: str, token: str, version: str, columns: list[dict[str, Any]], said: str) -> None:
+        """Keep the columns behind a fingerprint version, and how they differ from those before. Fenced if overtaken."""
+
+    def versions(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        """Read the columns of every version that the table's segments may have been made with."""
+
     def set_base(self, name: str, token: str, base: Base) -> None:
         """Record the Iceberg table as we leave it. Fenced if overtaken."""
 

@@ -57,6 +57,7 @@ class _Table:
     rows: dict[int, _Row] = field(default_factory=dict)
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
     watermark: WatermarkRow | None = None
+    versions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class MemoryLedger:
@@ -174,6 +175,14 @@ class MemoryLedger:
     def _compared(self, table: _Table, until_us: int | None) -> None:
         known = [us for us in (table.compared_to_us, until_us) if us is not None]
         table.compared_to_us = max(known, default=None)
+
+    def record_version(self, name: str, token: str, version: str, columns: list[dict[str, Any]], said: str) -> None:
+        with self._transaction(name, token) as table:
+            table.versions.setdefault(version, columns)
+
+    def versions(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        with self._transaction(name) as table:
+            return copy.deepcopy(table.versions)
 
     def set_base(self, name: str, token: str, base: Base) -> None:
         with self._transaction(name, token) as table:

@@ -287,6 +287,21 @@ class PostgresLedger:
                 (to_datetime(compared_to_us), self._hold(cursor, name, token)),
             )
 
+    def record_version(self, name: str, token: str, version: str, columns: list[dict[str, Any]], said: str) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.versions (table_id, version, columns, said) VALUES (%s, %s, %s, %s) "
+                "ON CONFLICT DO NOTHING",
+                (self._hold(cursor, name, token), version, json.dumps(columns), said),
+            )
+
+    def versions(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT version, columns FROM coldchain.versions WHERE table_id = %s", (self._table_id(cursor, name),)
+            )
+            return dict(cursor.fetchall())
+
     def set_base(self, name: str, token: str, base: Base) -> None:
         with self._transaction() as cursor:
             self._write_base(cursor, self._hold(cursor, name, token), base)
