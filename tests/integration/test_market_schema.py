@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from stack.clickhouse import schema_files
 from tests.comparer import connect_clickhouse
@@ -75,8 +75,9 @@ def _delivery(market: Market, exchange: str, number: int, at_us: int, price: str
     return kraken(f"{market.base}/USD", number, (at_us, price, quantity, "b"), (at_us, quantity, price, "s"))
 
 
+# Without shrinking: each try costs a second, and an example is short as it is.
 @settings(
-    max_examples=15, deadline=None, derandomize=True,
+    max_examples=15, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=4))
