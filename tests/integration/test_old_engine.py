@@ -1,0 +1,140 @@
+"""The schema and the hash on ClickHouse 24.5, the oldest engine that is promised, and on the current one: all the same.
+
+The old engine is a wheel of its own version in an environment of its own, which is made once, below build/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from coldchain.source import _VECTOR
+from stack.clickhouse import schema_files
+from tests.market import WIDTHS_S, Delivery, binance, coinbase, kraken
+
+ROOT = Path(__file__).parents[2]
+PIN = "chdb==2.0.4"
+VERSIONS = {"old": "24.5.", "current": "26."}
+pytestmark = pytest.mark.timeout(900)
+
+_DAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=2)
+_DAY_US = int(_DAY.timestamp()) * 1_000_000
+MESSAGES = (
+    binance("BTCUSDT", 9, _DAY_US, "100.00000001", "0.5", is_sell=True),
+    binance("BTCUSDT", 10, _DAY_US, "101", "0.00000001"),
+    binance("BTCTUSD", 11, _DAY_US + 60_000_000, "0.5", "0.00000001"),
+    binance("NOBODYKNOWS", 12, _DAY_US + 1_000, "0", "1"),
+    kraken("XBT/USD", 5, (_DAY_US + 123_456, "8850.1", "0.1", "b"), (_DAY_US + 123_456, "8850.2", "0.1", "?")),
+    kraken("XDG/XBT", 6, (_DAY_US + 86_399_999_999, "0.00000123", "7", "s")),
+    coinbase("BTC-USD", 7, _DAY_US + 1, "8850.1", "0.1"),
+    coinbase("ETH-USD", 8, _DAY_US + 3_600_000_000, "2500", "0.3", side="sell"),
+)
+CORRECTION = binance("BTCUSDT", 10, _DAY_US, "99", "3")
+ROWS = "SELECT * EXCEPT (ingestion_timestamp, processed_at) FROM k2.silver_trades FINAL ORDER BY exchange, trade_id"
+TYPES = "SELECT table, name, type FROM system.columns WHERE database = 'k2' ORDER BY table, position"
+HASHES = f"SELECT {', '.join(f'toString(cityHash64({arguments}))' for arguments, _ in _VECTOR)}"
+HUGE = """
+INSERT INTO k2.silver_trades (exchange, canonical_symbol, quantity, timestamp, trade_id)
+SELECT 'none', 'HUGE', CAST('990000000000000000000000000000' AS Decimal(38, 8)), now64(6), toString(number)
+FROM numbers(2)
+"""
+
+
+@pytest.fixture(scope="session")
+def old_python() -> Path:
+    """Make the old engine's environment unless it is whole, and return its Python."""
+    folder = ROOT / "build" / f"old-engine-{PIN.replace('=', '-')}"
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / "old-engine.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _run([sys.executable, "-m", "venv", str(folder)])
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+            _run([*pip, "--no-deps", PIN])
+            (folder / "whole").touch()
+    return folder / "bin" / "python"
+
+
+def _run(command: list[str], said: str = "") -> str:
+    done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def answers(old_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple[str, str]]]:
+    """Run the same statements on both engines; return (text, error) by engine and name."""
+    named = _statements()
+    found = {}
+    for engine, python in (("old", str(old_python)), ("current", sys.executable)):
+        command = [python, str(ROOT / "tests" / "run_engine.py"), str(tmp_path_factory.mktemp(engine) / "session")]
+        said = json.loads(_run(command, json.dumps(list(named.values()))))
+        found[engine] = {name: (text, error) for name, (text, error) in zip(named, said, strict=True)}
+    return found
+
+
+def _statements() -> dict[str, str]:
+    schema = {f"{time} {file.name}": file.read_text() for time in (1, 2) for file in schema_files("embedded")}
+    asked = {"version": "SELECT version()", "hashes": HASHES, "types": TYPES, "rows": ROWS}
+    bars = {f"ohlcv_{name}": f"SELECT * FROM k2.ohlcv_{name} ORDER BY ALL" for name in WIDTHS_S}
+    bounds = f"window_start >= '{_DAY:%F %T}' AND window_start < '{_DAY + timedelta(days=1):%F %T}'"
+    plans = {f"plan {name}": f"EXPLAIN indexes = 1 SELECT * FROM k2.ohlcv_{name} WHERE {bounds}" for name in WIDTHS_S}
+    inserts = {f"insert {number}": _insert(each) for number, each in enumerate((*MESSAGES, *MESSAGES, CORRECTION))}
+    huge = {"huge": HUGE, "overflow": "SELECT volume FROM k2.ohlcv_1d WHERE canonical_symbol = 'HUGE'"}
+    return schema | inserts | asked | bars | plans | huge
+
+
+def _insert(delivery: Delivery) -> str:
+    text = delivery.text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"INSERT INTO k2.bronze_trades_{delivery.exchange}_queue VALUES ('{text}', {delivery.offset}, 0)"
+
+
+@pytest.mark.parametrize("engine", VERSIONS)
+def test_every_statement_runs_twice(answers: dict[str, dict[str, tuple[str, str]]], engine: str) -> None:
+    assert answers[engine]["version"][0].splitlines()[1].startswith(VERSIONS[engine])
+    errors = {name: error for name, (_text, error) in answers[engine].items() if error and name != "overflow"}
+    assert errors == {}
+
+
+@pytest.mark.parametrize("name", ["types", "rows", *(f"ohlcv_{name}" for name in WIDTHS_S)])
+def test_both_engines_say_the_same(answers: dict[str, dict[str, tuple[str, str]]], name: str) -> None:
+    old, current = (answers[engine][name][0].splitlines() for engine in ("old", "current"))
+    assert len(old) > 1
+    assert old == current
+
+
+def test_the_correction_replaced_its_trade(answers: dict[str, dict[str, tuple[str, str]]]) -> None:
+    rows = answers["old"]["rows"][0].splitlines()[1:]
+    trades = [row.split("\t")[1] for row in rows]
+    assert len(set(trades)) == len(trades) == 9
+    (corrected,) = [row.split("\t")[7:10] for row in rows if "\tBINANCE-10\t" in row]
+    assert corrected == ["99", "3", "297"]
+
+
+@pytest.mark.parametrize("engine", VERSIONS)
+def test_the_hash_is_the_one_that_proofs_are_made_with(
+    answers: dict[str, dict[str, tuple[str, str]]], engine: str
+) -> None:
+    assert answers[engine]["hashes"][0].splitlines()[1].split("\t") == [str(want) for _arguments, want in _VECTOR]
+
+
+@pytest.mark.parametrize("engine", VERSIONS)
+@pytest.mark.parametrize("name", WIDTHS_S)
+def test_a_condition_on_a_bar_s_start_reaches_silver_s_indexes(
+    answers: dict[str, dict[str, tuple[str, str]]], engine: str, name: str
+) -> None:
+    conditions = [line.strip() for line in answers[engine][f"plan {name}"][0].splitlines() if "Condition:" in line]
+    assert len([line for line in conditions if "toStartOfInterval(timestamp" in line]) == 2, conditions
+
+
+@pytest.mark.parametrize("engine", VERSIONS)
+def test_a_volume_that_does_not_fit_is_refused(answers: dict[str, dict[str, tuple[str, str]]], engine: str) -> None:
+    assert "overflow" in answers[engine]["overflow"][1]
