@@ -68,6 +68,7 @@ class Lab:
                 seal_margin_us=0,
                 max_windows=96,
                 max_window_rows=20_000_000,
+                max_plan_rows=150_000_000,
                 change_detection="fingerprint",
             ),
             **changes,

@@ -35,7 +35,7 @@ from coldchain.core.plan import Plan, Rules, Segment
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import MIN_US, Window, format_us, merge, subtract
+from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, floor_us, format_us, merge, subtract
 from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, publish as move_main
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Ledger
@@ -128,8 +128,11 @@ def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -
                     name, len(lost), len(restored))  # fmt: skip
 
 
-def rules_for(spec: TableSpec, version: str, now_us: int, allow_shrink: frozenset[int]) -> Rules:
-    """Turn a table's settings into what the planner must respect at this moment of the source's clock."""
+def rules_for(spec: TableSpec, version: str, now_us: int, origin_us: int | None, allow_shrink: frozenset[int]) -> Rules:
+    """Turn a table's settings into what the planner must respect at this moment of the source's clock.
+
+    `origin_us` is the ledger's: before it nothing was ever known to hold rows.
+    """
     forgotten = None if spec.retention_us is None else now_us - spec.retention_us
     return Rules(
         grid_us=spec.grid_us,
@@ -137,8 +140,10 @@ def rules_for(spec: TableSpec, version: str, now_us: int, allow_shrink: frozense
         version=version,
         max_windows=spec.max_windows,
         max_window_rows=spec.max_window_rows,
+        max_plan_rows=spec.max_plan_rows,
         sealed_before_us=None if forgotten is None else forgotten + spec.seal_margin_us,
         forgotten_before_us=forgotten,
+        promised_from_us=MAX_US if origin_us is None else origin_us,
         allow_shrink=allow_shrink,
     )
 
@@ -148,20 +153,18 @@ def compare(
 ) -> tuple[Plan, dict[int, fingerprint.Fingerprint], int]:
     """Fingerprint the source over the windows, widened to whole segments, and plan.
 
-    Returns the plan, the source's buckets and their size in microseconds. SourceShrank names what was lost.
+    Returns the plan, the source's buckets and their size in microseconds.
     """
     if not wanted:
         return Plan(), {}, rules.grid_us
     hull = Window(wanted[0].start_us, wanted[-1].end_us)
     segments = turn.ledger.segments(turn.spec.name, hull)
     widened = plan.widen(wanted, segments)
-    grid_us = plan.comparison_grid_us(rules.grid_us, segments)
+    grid_us = plan.comparison_grid_us(rules.grid_us, segments, widened)
     same = _same_by_older_columns(turn, source, columns, segments, rules.version, grid_us)
     asked = subtract(widened, (segment.window for segment in segments if segment.segment_id in same))
     buckets = source.buckets(columns, asked, grid_us)
     found = plan.make_plan(widened, segments, buckets, rules, same)
-    if found.shrunk:
-        raise SourceShrank(_shrunk_sentence(turn.spec, found.shrunk))
     return found, buckets, grid_us
 
 
@@ -182,7 +185,7 @@ def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
     return (
         f"table={spec.name} window={first.window} segment={first.segment_id}: the source holds {first.source}, "
         f"{first.published} are published{f' (and {len(ids) - 1} more segments)' if ids[1:] else ''}; "
-        f"nothing was replaced: find out why {spec.source} lost rows, or run with allow_shrink={ids} to accept it"
+        f"they are not replaced: find out why {spec.source} lost rows, or run with allow_shrink={ids} to accept it"
     )
 
 
@@ -281,14 +284,17 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         last_rows_us=state.last_rows_us,
         upstream_us=capped_us,
     )
+    wanted, is_cut = _affordable(turn, source, wanted, state.watermark_us)
     version = fingerprint.version(columns)
-    rules = rules_for(spec, version, extent.now_us, asked.allow_shrink)
+    rules = rules_for(spec, version, extent.now_us, state.origin_us, asked.allow_shrink)
     found, _, grid_us = compare(turn, source, columns, wanted, rules)
     if asked.mode == "plan":
         return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent) + waits)
     _warn(spec, found)
+    complaint = _shrunk_sentence(spec, found.shrunk) if found.shrunk else ""
     failpoint.hit("read.before_record")
-    is_complete = (asked.window is None or origin_us is None) and not asked.is_idle and not found.deferred
+    is_whole = not (asked.is_idle or is_cut or found.deferred or found.shrunk)
+    is_complete = is_whole and (asked.window is None or origin_us is None)
     is_idle = not found.windows
     watermark_us = ledger.record_comparison(
         spec.name,
@@ -302,6 +308,8 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             expired=found.expired,
         ),
     )
+    if is_idle and complaint:
+        raise SourceShrank(complaint)
     if is_idle:
         ledger.note(spec.name, token, turn.run_key, "idle")
         ledger.mark(spec.name, "success")
@@ -311,8 +319,34 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         windows=tuple((planned.window, planned.fingerprint) for planned in found.windows),
         compared_to_us=until_us if is_complete else None,
         allow_shrink=asked.allow_shrink,
+        version=version,
+        complaint=complaint,
     )
     return Reading(token, work, found, watermark_us, _plan_sentence(spec, found, extent) + waits)
+
+
+def _affordable(
+    turn: Turn, source: Source, wanted: list[Window], watermark_us: int | None
+) -> tuple[list[Window], bool]:
+    """Cut off what one run could not move anyway, at a day's end: to hash all of a large backlog takes too long.
+
+    Returns the windows, and whether anything was cut off.
+    """
+    start_us = wanted[0].start_us if wanted and watermark_us is None else watermark_us
+    if not wanted or start_us is None or turn.spec.extent is not None or wanted[-1].end_us - start_us <= 2 * DAY_US:
+        return wanted, False
+    ahead = Window(floor_us(start_us, DAY_US), wanted[-1].end_us)
+    rows = 0
+    by_day: dict[int, int] = {}
+    for days in source.counts([ahead], DAY_US).values():
+        for day_us, count in days.items():
+            by_day[day_us] = by_day.get(day_us, 0) + count
+    for day_us in sorted(by_day):
+        rows += by_day[day_us]
+        edge_us = day_us + DAY_US
+        if rows > turn.spec.max_plan_rows and edge_us < wanted[-1].end_us:
+            return subtract(wanted, [Window(edge_us, wanted[-1].end_us)]), True
+    return wanted, False
 
 
 def _reached(us: int) -> str:
@@ -354,6 +388,8 @@ def is_done(turn: Turn, work: Work) -> bool:
     """Tell whether all that a plan wanted is published already, by this run or another."""
     for window, wanted in work.windows:
         segments = turn.ledger.segments(turn.spec.name, window)
+        if any(s.paths and s.version != work.version for s in segments):
+            return False
         covered = merge(s.window for s in segments)
         have = fingerprint.total(s.fingerprint for s in segments if window.covers(s.window))
         if covered != [window] or have != wanted:
@@ -422,8 +458,10 @@ def publish(turn: Turn, stage: Stage, work: Work) -> int | None:
     try:
         watermark_us = _publish(turn, stage)
     except Superseded:
-        turn.ledger.release(turn.spec.name, stage.token)  # no retry of this task can help: let the next run in
-        raise
+        if head_of(turn.lake.require(turn.spec.target)) != stage.snapshot_id:
+            turn.ledger.release(turn.spec.name, stage.token)  # no retry of this task can help: let the next run in
+            raise
+        watermark_us = _finish(turn, stage)  # another try of this very commit was faster
     failpoint.hit("publish.after_record")
     _record_end(turn, stage, work)
     return watermark_us

@@ -27,7 +27,7 @@ _DURATIONS = ("grid", "lateness", "late_horizon", "retention", "seal_margin")
 _FALLBACK = {
     "read": "raw", "grid": "15m", "lateness": "60s", "late_horizon": "24h", "change_detection": "fingerprint",
     "schema_drift": "add", "retention": None, "seal_margin": "12h", "max_windows": 96, "max_window_rows": 20_000_000,
-    "enabled": True,
+    "max_plan_rows": 150_000_000,    "enabled": True,
 }  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def _check(
             entry["target"],
             f"every target, whatever its case, may be there once, for its name {say.name} is the table's id",
         )
-    for name in ("max_windows", "max_window_rows"):
+    for name in ("max_windows", "max_window_rows", "max_plan_rows"):
         if isinstance(merged[name], float):
             yield say(name, merged[name], "a whole number, written without a point")
     if merged["retention"] and duration_us(merged["retention"]) <= duration_us(merged["seal_margin"]):

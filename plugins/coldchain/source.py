@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +111,33 @@ class Source:
                 )
         for source in sorted({self._spec.source, self._spec.reach[0]}):
             self._refuse_policies(source)
+        if self._spec.read == "final":
+            self._refuse_loose_keys()
         check_hash_vector(self._client, f"ClickHouse of table {self._spec.name}")
+
+    def _refuse_loose_keys(self) -> None:
+        """Refuse a table of which FINAL over a window can show a row that FINAL over all does not.
+
+        That is so where a newer version of a row may lie in another window or partition: where the event time, or a
+        column of the partition key, is no column of the sorting key.
+        """
+        database, table = self._spec.source.split(".")
+        found = self._client(
+            Query(
+                "SELECT sorting_key, partition_key FROM system.tables WHERE database = {database:String} "
+                "AND name = {table:String} AND engine LIKE '%MergeTree'",
+                {"database": database, "table": table},
+            )
+        )
+        for sorting_key, partition_key in found:
+            key = {column.strip(" `") for column in sorting_key.split(",")}
+            needed = {self._spec.event_time, *re.findall(r"\b[A-Za-z_]\w*\b(?!\s*\()", partition_key)}
+            if loose := sorted(needed - key):
+                raise Permanent(
+                    f"table={self._spec.name}: {', '.join(loose)} of {self._spec.source} is not in its sorting key "
+                    f"({sorting_key}), so a corrected row may stand in two windows: read it by a SELECT over the key "
+                    "(read: select), nothing was moved"
+                )
 
     def _refuse_policies(self, source: str) -> None:
         database, table = source.split(".")

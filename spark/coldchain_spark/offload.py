@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pyiceberg.manifest import DataFile
@@ -18,10 +18,10 @@ from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
-from coldchain.core.plan import Plan, PlannedWindow
+from coldchain.core.plan import Plan, PlannedWindow, make_plan
 from coldchain.core.sql import Query
 from coldchain.core.typemap import Column
-from coldchain.core.windows import merge
+from coldchain.core.windows import Window, merge
 from coldchain.lake import Lake
 from coldchain.protocol import Turn, compare, rules_for
 from coldchain.settings import Settings
@@ -35,9 +35,10 @@ from coldchain_spark.stream import STREAM_SETTINGS, Failed, Streamed, StreamJob,
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
+HEARTBEATS = 20  # for 20 minutes, twice the task's time limit
 
 Columns = tuple[Column, ...]
-# Runs the function over the items, on executors or here, and returns the results in any order.
+# Runs the function over the items, on executors or here, and returns the results in their order.
 Mapper = Callable[[Callable[[Slice], Streamed | Failed], Sequence[Slice]], list[Streamed | Failed]]
 
 
@@ -90,7 +91,9 @@ def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
 
     def beat() -> None:
         ledger = PostgresLedger.from_uri(settings.ledger_uri)
-        while not stop.wait(LEASE_SECONDS / 5):
+        for _ in range(HEARTBEATS):  # a driver that hangs must not hold its table for ever
+            if stop.wait(LEASE_SECONDS / 5):
+                break
             try:
                 ledger.renew(job.spec.name, job.token)
             except Fenced:
@@ -121,6 +124,7 @@ class _Offload:
 
     def run(self) -> Outcome:
         self.ledger.renew(self.spec.name, self.job.token)
+        self.source.preflight()
         table, drift = self._prepare()
         columns = drift.columns
         found = self._plan(columns)
@@ -137,11 +141,25 @@ class _Offload:
 
     def _plan(self, columns: Columns) -> Plan:
         wanted = merge(window for window, _ in self.job.work.windows)
-        rules = rules_for(
-            self.spec, fingerprint.version(columns), self.source.extent().now_us, self.job.work.allow_shrink
+        self.rules = rules_for(
+            self.spec,
+            fingerprint.version(columns),
+            self.source.extent().now_us,
+            self.ledger.state(self.spec.name).origin_us,
+            self.job.work.allow_shrink,
         )
-        found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, rules)
+        found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
+        self._refuse_losses(found)
         return found
+
+    def _refuse_losses(self, found: Plan) -> None:
+        """Leave what lost rows since it was planned to the next run, which sees where they may have gone."""
+        if found.shrunk:
+            lost = found.shrunk[0]
+            raise SourceMoving(
+                f"table={self.spec.name} window={lost.window}: the source holds {lost.source} by now, {lost.published} "
+                "are published; nothing was staged, the next run looks whether they moved or are lost"
+            )
 
     def _prepare(self) -> tuple[Table | None, Drift]:
         """Load the table, and decide which columns are read; nothing is changed yet."""
@@ -219,16 +237,16 @@ class _Offload:
         job = self._stream_job(table, columns)
         staged: list[StagedSegment] = []
         waiting = list(found.windows)
-        for _ in range(ROUNDS):
-            if not waiting:
-                break
-            files = self._stream_windows(job, waiting)
+        rounds = 0
+        while waiting and rounds < ROUNDS:
+            rounds += 1
+            files, busy = self._stream_windows(job, waiting)
             after = self.source.buckets(columns, [planned.window for planned in waiting], self.grid_us)
             moved: list[PlannedWindow] = []
             for planned in waiting:
                 now = within(after, planned.window)
                 mine = [file for file in files if file.slice.segment == planned.window]
-                is_still = now == within(self.buckets, planned.window)
+                is_still = planned.window not in busy and now == _filled(within(self.buckets, planned.window))
                 if is_still and sum(file.rows for file in mine) == planned.fingerprint.rows:
                     self.files += mine
                     staged.append(self._segment(table, planned, now, mine))
@@ -245,7 +263,27 @@ class _Offload:
                 f"table={self.spec.name} window={waiting[0].window}: rows changed in every one of {ROUNDS} reads; "
                 "nothing was staged, the task is tried again"
             )
+        if rounds > 1:
+            self._judge_again(columns, staged)
         return sorted(staged, key=lambda segment: segment.window)
+
+    def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
+        """Look once more at all that was streamed, together: the rounds read windows at different times.
+
+        A row may have moved from one into another in between, or out of the plan: what is staged must not have lost
+        rows that are nowhere in it.
+        """
+        windows = [segment.window for segment in staged]
+        now = self.source.buckets(columns, merge(windows), self.grid_us)
+        for segment in staged:
+            if within(now, segment.window) != _filled(segment.buckets):
+                raise SourceMoving(
+                    f"table={self.spec.name} window={segment.window}: rows changed again after it was read; nothing "
+                    "was staged, the task is tried again"
+                )
+        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
+        segments = [s for s in self.ledger.segments(self.spec.name) if s.segment_id in replaced]
+        self._refuse_losses(make_plan(windows, segments, now, self.rules))
 
     def _segment(
         self, table: Table, planned: PlannedWindow, buckets: dict[int, Fingerprint], files: list[Streamed]
@@ -278,16 +316,20 @@ class _Offload:
             query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
         )
 
-    def _stream_windows(self, job: StreamJob, planned: Sequence[PlannedWindow]) -> list[Streamed]:
+    def _stream_windows(self, job: StreamJob, planned: Sequence[PlannedWindow]) -> tuple[list[Streamed], set[Window]]:
+        """Stream windows; return the files, and the windows of which a slice kept changing while it was read."""
         slices = self._slices([p for p in planned if p.fingerprint != EMPTY])
         slices.sort(key=lambda part: -part.rows)
         results = self.map(_Streamer(job), slices)
         files = [result for result in results if isinstance(result, Streamed)]
         self.written += [file.path for file in files]
-        for result in results:
+        busy: set[Window] = set()
+        for part, result in zip(slices, results, strict=True):
             if isinstance(result, Failed):
-                raise result.error(result.message)
-        return files
+                if not issubclass(result.error, SourceMoving):
+                    raise result.error(result.message)
+                busy.add(part.segment)
+        return files, busy
 
     def _slices(self, planned: Sequence[PlannedWindow]) -> list[Slice]:
         limit = slice_rows(sum(p.fingerprint.rows for p in planned), self.cores)
@@ -329,6 +371,11 @@ class _Streamer:
 
     def __call__(self, part: Slice) -> Streamed | Failed:
         return stream_slice(self.job, part)
+
+
+def _filled(buckets: Mapping[int, Fingerprint]) -> dict[int, Fingerprint]:
+    """Leave out buckets without rows, as the source does."""
+    return {start: found for start, found in buckets.items() if found != EMPTY}
 
 
 def _over(

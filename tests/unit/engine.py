@@ -125,5 +125,6 @@ def spec(name: str = "t", event_time: str = "ts") -> TableSpec:
         seal_margin_us=0,
         max_windows=96,
         max_window_rows=1_000_000,
+        max_plan_rows=150_000_000,
         change_detection="fingerprint",
     )

@@ -103,6 +103,7 @@ def test_the_least_that_a_table_needs_is_enough(load: Load) -> None:
         seal_margin_us=12 * HOUR_US,
         max_windows=96,
         max_window_rows=20_000_000,
+        max_plan_rows=150_000_000,
         change_detection="fingerprint",
     )
 
@@ -178,6 +179,7 @@ def test_every_field_of_the_schema_is_told_apart_from_its_default(load: Load, tm
         "checks": {"unique": True},
         "max_windows": 3,
         "max_window_rows": 1_000,
+        "max_plan_rows": 2_000,
         "enabled": False,
     }
     assert set(changes) == set(SCHEMA["$defs"]["table"]["properties"])

@@ -12,7 +12,7 @@ from coldchain.core.fingerprint import Fingerprint
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window
 
-VERSION = 1
+VERSION = 2
 
 
 def _check_version(data: Mapping[str, Any], what: str) -> None:
@@ -29,6 +29,8 @@ class Work:
     windows: tuple[tuple[Window, Fingerprint], ...]
     compared_to_us: int | None  # recorded once all of it is published
     allow_shrink: frozenset[int] = frozenset()
+    version: str = ""  # of the columns that the fingerprints were made with
+    complaint: str = ""  # what a person must look at, once the rest is published
 
     @property
     def rows(self) -> int:
@@ -42,6 +44,8 @@ class Work:
             "windows": [[w.start_us, w.end_us, f.rows, str(f.hash)] for w, f in self.windows],
             "compared_to_us": self.compared_to_us,
             "allow_shrink": sorted(self.allow_shrink),
+            "fingerprint_version": self.version,
+            "complaint": self.complaint,
         }
 
     @classmethod
@@ -49,7 +53,13 @@ class Work:
         """Rebuild from `to_json`."""
         _check_version(data, "the plan")
         windows = tuple((Window(s, e), Fingerprint(rows, int(hash_))) for s, e, rows, hash_ in data["windows"])
-        return cls(windows, data["compared_to_us"], frozenset(data["allow_shrink"]))
+        return cls(
+            windows=windows,
+            compared_to_us=data["compared_to_us"],
+            allow_shrink=frozenset(data["allow_shrink"]),
+            version=data["fingerprint_version"],
+            complaint=data["complaint"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coldchain.core.fingerprint import EMPTY, Buckets, Fingerprint, total, within
-from coldchain.core.windows import Window, ceil_us, floor_us, merge, split_at_partitions, subtract
+from coldchain.core.windows import MIN_US, Window, ceil_us, floor_us, merge, split_at_partitions, subtract
 
 NEW, CHANGED = "new", "changed"
 
@@ -60,8 +60,10 @@ class Rules:
     version: str
     max_windows: int
     max_window_rows: int
+    max_plan_rows: int = 2**63
     sealed_before_us: int | None = None  # segments that start before it are never replaced
     forgotten_before_us: int | None = None  # an empty answer that old is `expired`, not `empty`
+    promised_from_us: int = MIN_US  # what lies before was never known to hold rows, and can't have been forgotten
     allow_shrink: frozenset[int] = frozenset()
 
 
@@ -70,7 +72,8 @@ class Plan:
     """What to stage, and what the ledger can record without moving a row.
 
     `windows` never overlap and never cut a segment; `empty` and `expired` hold no rows and no segment; `sealed` are
-    segments that differ and may not be replaced; `deferred` windows wait for the next run (max_windows).
+    segments that differ and may not be replaced; `deferred` windows wait for the next run (`max_windows`,
+    `max_plan_rows`), or, where rows were lost and not approved, for a person: they may hold what moved.
     """
 
     windows: tuple[PlannedWindow, ...] = ()
@@ -103,9 +106,10 @@ def reached_us(segments: Sequence[Segment], start_us: int) -> int:
     return reached
 
 
-def comparison_grid_us(grid_us: int, segments: Sequence[Segment]) -> int:
-    """Return a bucket size that cuts at every edge of segments and their buckets, also after the grid was changed."""
-    return math.gcd(grid_us, *(edge for s in segments for edge in (s.window.start_us, s.window.end_us, s.grid_us)))
+def comparison_grid_us(grid_us: int, segments: Sequence[Segment], windows: Sequence[Window] = ()) -> int:
+    """Return a bucket size that cuts at every edge of segments, their buckets and windows, also after a grid change."""
+    edges = [edge for w in (*windows, *(s.window for s in segments)) for edge in (w.start_us, w.end_us)]
+    return math.gcd(grid_us, *edges, *(s.grid_us for s in segments))
 
 
 def make_plan(
@@ -126,23 +130,50 @@ def make_plan(
     """
     wanted = merge(wanted)
     compared = [s for s in segments if s.segment_id not in same and any(w.covers(s.window) for w in wanted)]
-    changed, shrunk, sealed = _changed(compared, buckets, rules)
+    changed = _changed(compared, buckets, rules)
     gaps = subtract(wanted, (s.window for s in segments))
     new, empty, expired = _fill(gaps, buckets, rules)
-    windows = sorted([*changed, *new], key=lambda planned: planned.window)
+    kept, deferred = _limit(sorted([*changed.windows, *new], key=lambda planned: planned.window), changed.uneven, rules)
     return Plan(
-        windows=tuple(windows[: rules.max_windows]),
+        windows=tuple(kept),
         empty=tuple(empty),
         expired=tuple(expired),
-        shrunk=tuple(shrunk),
-        sealed=tuple(sealed),
-        deferred=tuple(planned.window for planned in windows[rules.max_windows :]),
+        shrunk=tuple(changed.shrunk),
+        sealed=tuple(changed.sealed),
+        deferred=(*(planned.window for planned in deferred), *changed.held),
     )
 
 
-def _changed(
-    segments: Sequence[Segment], buckets: Buckets, rules: Rules
-) -> tuple[list[PlannedWindow], list[Shrunk], list[int]]:
+def _limit(
+    windows: Sequence[PlannedWindow], uneven: frozenset[Window], rules: Rules
+) -> tuple[list[PlannedWindow], list[PlannedWindow]]:
+    """Keep as many windows as a run may stage, at least one; what may be both ends of a moved row goes together."""
+    kept: list[PlannedWindow] = []
+    rows = 0
+    for planned in windows:
+        if kept and (len(kept) >= rules.max_windows or rows + planned.fingerprint.rows > rules.max_plan_rows):
+            break
+        kept.append(planned)
+        rows += planned.fingerprint.rows
+    rest = list(windows[len(kept) :])
+    if any(planned.window in uneven for planned in kept):
+        kept += [planned for planned in rest if planned.window in uneven]
+        rest = [planned for planned in rest if planned.window not in uneven]
+    return kept, rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """Segments that differ. `uneven` windows lost or gained rows, `held` ones wait because rows were lost."""
+
+    windows: list[PlannedWindow]
+    shrunk: list[Shrunk]
+    sealed: list[int]
+    uneven: frozenset[Window]
+    held: list[Window]
+
+
+def _changed(segments: Sequence[Segment], buckets: Buckets, rules: Rules) -> _Changed:
     differing, sealed = [], []
     for segment in segments:
         source = total(within(buckets, segment.window).values())
@@ -153,15 +184,21 @@ def _changed(
         else:
             differing.append((segment, source))
     balances = {segment.segment_id: _balance(segment, buckets) for segment, _ in differing}
-    is_net_loss = sum(lost - gained for lost, gained in balances.values()) > 0
-    changed, shrunk = [], []
+    judged = [balance for segment_id, balance in balances.items() if segment_id not in rules.allow_shrink]
+    # Rows only moved where exactly as many came as went: more that came late must not pay for some that are lost.
+    is_loss = sum(lost for lost, _ in judged) not in (0, sum(gained for _, gained in judged))
+    windows, shrunk, held = [], [], []
     for segment, source in differing:
-        lost, _ = balances[segment.segment_id]
-        if is_net_loss and lost and segment.segment_id not in rules.allow_shrink:
+        lost, gained = balances[segment.segment_id]
+        is_approved = segment.segment_id in rules.allow_shrink
+        if is_loss and lost and not is_approved:
             shrunk.append(Shrunk(segment.segment_id, segment.window, segment.fingerprint, source))
+        elif is_loss and gained and not is_approved:
+            held.append(segment.window)  # what came may be what went: published alone it would be there twice
         else:
-            changed.append(PlannedWindow(segment.window, source, (segment.segment_id,), CHANGED))
-    return changed, shrunk, sealed
+            windows.append(PlannedWindow(segment.window, source, (segment.segment_id,), CHANGED))
+    uneven = frozenset(s.window for s, _ in differing if any(balances[s.segment_id]))
+    return _Changed(windows, shrunk, sealed, uneven, held)
 
 
 def _balance(segment: Segment, buckets: Buckets) -> tuple[int, int]:
@@ -181,13 +218,27 @@ def _fill(
     new, empty, expired = [], [], []
     for gap in gaps:
         for part in split_at_partitions(gap, rules.partition_unit):
-            if rows := within(buckets, part):
-                new.extend(_cut(part, rows, rules))
-            elif rules.forgotten_before_us is not None and part.start_us < rules.forgotten_before_us:
-                expired.append(part)
+            forgotten, rest = _forgotten(part, buckets, rules)
+            if forgotten is not None:
+                expired.append(forgotten)
+            if rest is None:
+                continue
+            if rows := within(buckets, rest):
+                new.extend(_cut(rest, rows, rules))
             else:
-                empty.append(part)
+                empty.append(rest)
     return new, empty, expired
+
+
+def _forgotten(part: Window, buckets: Buckets, rules: Rules) -> tuple[Window | None, Window | None]:
+    """Split off what the source may have forgotten: the stretch before the retention in which it holds no row."""
+    if rules.forgotten_before_us is None or part.start_us < rules.promised_from_us:
+        return None, part
+    edge = min(ceil_us(rules.forgotten_before_us, rules.grid_us), part.end_us)
+    edge = min((start for start in buckets if part.start_us <= start < edge), default=edge)
+    if edge <= part.start_us:
+        return None, part
+    return Window(part.start_us, edge), Window(edge, part.end_us) if edge < part.end_us else None
 
 
 def _cut(part: Window, rows: Buckets, rules: Rules) -> list[PlannedWindow]:

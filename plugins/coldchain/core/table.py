@@ -29,6 +29,7 @@ class TableSpec:
     seal_margin_us: int
     max_windows: int
     max_window_rows: int
+    max_plan_rows: int
     change_detection: str  # fingerprint
     types: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)

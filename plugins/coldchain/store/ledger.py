@@ -141,7 +141,10 @@ class Ledger(Protocol):
     def reconcile(
         self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
     ) -> None:
-        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base."""
+        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base.
+
+        What is restored may differ from the source for long: the last comparison counts only up to its start.
+        """
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         """Append an event to the record of attempts."""

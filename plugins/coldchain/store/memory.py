@@ -261,6 +261,9 @@ class MemoryLedger:
             for segment_id in restored:
                 self._refuse_overlap(table, table.rows[segment_id].segment.window, DONE)
                 self._set_state(table, segment_id, "published")
+                if table.compared_to_us is not None:
+                    start_us = table.rows[segment_id].segment.window.start_us
+                    table.compared_to_us = min(table.compared_to_us, start_us)
             table.base = base
             self._write_watermark(table)
 

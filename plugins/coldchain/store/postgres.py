@@ -404,6 +404,12 @@ class PostgresLedger:
                     "WHERE table_id = %s AND segment_id = ANY(%s)",
                     (state, table_id, list(segment_ids)),
                 )
+            cursor.execute(
+                'UPDATE coldchain.tables SET compared_to = least(compared_to, (SELECT min(lower("window")) FROM '
+                "coldchain.segments s WHERE s.table_id = tables.table_id AND segment_id = ANY(%s))) "
+                "WHERE table_id = %s AND compared_to IS NOT NULL",
+                (list(restored), table_id),
+            )
             self._write_base(cursor, table_id, base)
             self._write_watermark(cursor, name, table_id)
 
