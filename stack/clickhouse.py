@@ -32,6 +32,8 @@ OVERFLOW_MODES = (
     "timeout_overflow_mode_leaf",
     "transfer_overflow_mode",
 )
+# A direct read of a Kafka queue would take messages from Bronze, and the user could allow it to itself.
+_QUEUES = tuple(f"k2.bronze_trades_{exchange}_queue" for exchange in ("binance", "kraken", "coinbase"))
 _READABLE = ("k2.*", *(f"system.{name}" for name in ("tables", "columns", "parts", "settings", "row_policies")))
 
 
@@ -131,21 +133,24 @@ def _users(stack: Stack) -> str:
     constant = "".join(f"<{mode}><const/></{mode}>" for mode in OVERFLOW_MODES)
     profiles = f"<default/><offload>{pinned}<readonly>2</readonly><constraints>{constant}</constraints></offload>"
     users = (
-        _user("default", None, "default", ("SYSTEM LISTEN ON *.*", "SELECT ON system.numbers"))
+        _user("default", None, "default", ("GRANT SYSTEM LISTEN ON *.*", "GRANT SELECT ON system.numbers"))
         + _user("loader", stack.secrets["clickhouse_loader"], "default", ())
-        + _user(
-            "coldchain", stack.secrets["clickhouse_coldchain"], "offload", tuple(f"SELECT ON {x}" for x in _READABLE)
-        )
+        + _user("coldchain", stack.secrets["clickhouse_coldchain"], "offload", offload_grants())
     )
     return (
         f"<clickhouse><profiles>{profiles}</profiles><quotas><default/></quotas><users>{users}</users></clickhouse>\n"
     )
 
 
+def offload_grants() -> tuple[str, ...]:
+    """Return what the offload's user may do: read the tables and views, never a queue."""
+    return (*(f"GRANT SELECT ON {x}" for x in _READABLE), *(f"REVOKE SELECT ON {x}" for x in _QUEUES))
+
+
 def _user(name: str, password: str | None, profile: str, grants: tuple[str, ...]) -> str:
     hashed = "" if password is None else hashlib.sha256(password.encode()).hexdigest()
     secret = f"<password_sha256_hex>{hashed}</password_sha256_hex>" if hashed else "<password></password>"
-    allowed = "".join(f"<query>GRANT {grant}</query>" for grant in grants)
+    allowed = "".join(f"<query>{grant}</query>" for grant in grants)
     return (
         f"<{name}>{secret}<networks><ip>127.0.0.1</ip></networks><profile>{profile}</profile><quota>default</quota>"
         f"{f'<grants>{allowed}</grants>' if allowed else ''}</{name}>"

@@ -34,6 +34,7 @@ class Feed:
     trades: int
     first: datetime
     messages: Sequence[Message]
+    origin: str = "shipped"
 
     @property
     def condition(self) -> str:
@@ -132,14 +133,14 @@ def _load(stack: Stack, feed: Feed) -> None:
     names = ", ".join(feed.symbols)
     present = count(stack, feed.table, feed.condition)
     if present == feed.trades:
-        say(f"{feed.table}: all {present:,} trades of {names} are there, nothing to load")
+        say(f"{feed.table}: all {present:,} {feed.origin} trades of {names} are there, nothing to load")
         return
     refuse_expired(feed.table, feed.first)
     insert = f"INSERT INTO {feed.table}_queue FORMAT JSONEachRow"
     query(stack, insert, messages.as_rows(feed.messages))
     present = count(stack, feed.table, feed.condition)
     check_loaded(feed.table, present, feed.trades)
-    say(f"{feed.table}: loaded {present:,} trades of {names} from {len(feed.messages):,} messages")
+    say(f"{feed.table}: loaded {present:,} {feed.origin} trades of {names} from {len(feed.messages):,} messages")
 
 
 def _binance(last_day: date) -> Feed:
@@ -160,13 +161,14 @@ def _kraken(last_day: date) -> tuple[Feed, Feed]:
     bitcoin = messages.kraken_bitcoin_message(last_day, len(shipped))
     return (
         Feed(table, (KRAKEN_SYMBOL,), len(trades), first, shipped),
-        Feed(table, (KRAKEN_BITCOIN,), len(json.loads(bitcoin.text)[1]), _midnight(last_day), [bitcoin]),
+        Feed(table, (KRAKEN_BITCOIN,), len(json.loads(bitcoin.text)[1]), _midnight(last_day), [bitcoin], "generated"),
     )
 
 
 def _coinbase(last_day: date) -> Feed:
     made = messages.coinbase_messages(last_day)
-    return Feed("k2.bronze_trades_coinbase", tuple(COINBASE_PRODUCTS), len(made), _midnight(last_day), made)
+    symbols = tuple(COINBASE_PRODUCTS)
+    return Feed("k2.bronze_trades_coinbase", symbols, len(made), _midnight(last_day), made, "generated")
 
 
 def _midnight(day: date) -> datetime:

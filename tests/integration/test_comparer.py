@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 
+from tests import comparer
 from tests.comparer import compare
 from tests.market import Market, binance, coinbase, kraken
 
@@ -74,6 +77,39 @@ def test_silver_value_by_value(market: Market, catalog: Catalog, id_type: pa.Dat
 
 def test_bars_value_by_value(market: Market, catalog: Catalog) -> None:
     check(market, catalog, "ohlcv_5m", "window_start", BAR)
+
+
+def test_as_a_program_it_wants_rows_in_every_table_that_it_is_told(
+    market: Market, catalog: Catalog, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"ohlcv_1m_{uuid4().hex[:8]}"
+    mine = f"position(canonical_symbol, '{market.base}') > 0"
+    market.client.command(f"CREATE VIEW k2.{name} AS SELECT * FROM k2.ohlcv_1m WHERE {mine}")
+    entry = {
+        "source": f"k2.{name}",
+        "target": f"cold.gold_{name}",
+        "event_time": "window_start",
+        "key": ["window_start"],
+    }
+    (tmp_path / "tables.yaml").write_text(json.dumps({"defaults": {"read": "final"}, "tables": [entry]}))
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("COLDCHAIN_REGISTRY", str(tmp_path / "tables.yaml"))
+    rows = list(market.client.query(f"SELECT * FROM k2.{name}").named_results())
+    table = catalog.create_table(entry["target"], _arrow([], BAR).schema)
+    try:
+        assert comparer.main([f"k2.{name}={len(rows)}"]) == 1, "the target is empty"
+        table.append(_arrow(rows, BAR))
+        assert comparer.main([f"k2.{name}={len(rows)}"]) == 0
+        assert comparer.main([f"k2.{name}={len(rows) + 1}"]) == 1, "fewer than were loaded"
+        assert comparer.main([f"k2.{name}={len(rows)}", "k2.silver_trades=1"]) == 1, "not in the registry"
+        assert comparer.main([]) == 1, "nothing was compared"
+        market.client.command(f"CREATE OR REPLACE VIEW k2.{name} AS SELECT * FROM k2.ohlcv_1m WHERE 0")
+        table.overwrite(_arrow([], BAR))
+        assert comparer.main([f"k2.{name}=0"]) == 1, "an empty table is not proven equal"
+    finally:
+        catalog.drop_table(entry["target"])
+        market.client.command(f"DROP VIEW k2.{name}")
 
 
 def check(market: Market, catalog: Catalog, source: str, event_time: str, types: dict[str, pa.DataType]) -> None:

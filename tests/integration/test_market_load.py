@@ -61,6 +61,7 @@ def _query(state: Path, statement: str) -> list[Any]:
 def test_everything_arrives_once(state: Path) -> None:
     said = _stack(state, "load")
     assert "k2.silver_trades: 16,064 rows" in said
+    assert "loaded 3,000 generated trades of BTC-USD, ETH-USD" in said
     counts = _query(state, SYMBOLS)
     assert [row for row in counts if row[:2] in (("binance", "XRPETH"), ("kraken", "BCH/EUR"))] == SHIPPED
     assert ("kraken", "XBT/USD", 2) in counts
@@ -85,7 +86,7 @@ def test_again_loads_nothing_and_messages_that_come_again_change_nothing(state: 
     # Bronze alone forgets: the loader sends every message again, and Silver has them all already.
     for exchange in ("binance", "kraken", "coinbase"):
         _query(state, f"TRUNCATE TABLE k2.bronze_trades_{exchange}")
-    assert "loaded 12,477 trades" in _stack(state, "load")
+    assert "loaded 12,477 shipped trades" in _stack(state, "load")
     assert _query(state, stable) == before
 
 

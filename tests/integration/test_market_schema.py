@@ -334,7 +334,11 @@ def test_the_offload_s_user_reads_every_table_and_view_and_changes_none(
     for source in ("silver_trades", *(f"ohlcv_{name}" for name in WIDTHS_S)):
         statement = f"SELECT count() FROM k2.{source} WHERE canonical_symbol = '{market.base}/USDT'"
         assert client.query(statement).result_rows == [(1,)]
-    for statement in ("DROP VIEW k2.ohlcv_1m", "INSERT INTO k2.silver_trades (trade_id) VALUES ('x')"):
+    for statement in (
+        "DROP VIEW k2.ohlcv_1m",
+        "INSERT INTO k2.silver_trades (trade_id) VALUES ('x')",
+        "SELECT * FROM k2.bronze_trades_kraken_queue",
+    ):
         with pytest.raises(Exception, match=r"readonly|privileges"):
             client.command(statement)
     client.close()

@@ -40,8 +40,17 @@ def test_the_offload_s_user_can_read_only_and_is_never_cut_short(stack: Stack) -
         assert profile.findtext(mode) == "throw"
         assert profile.find(f"constraints/{mode}/const") is not None
     grants = [each.text or "" for each in users.iterfind("users/coldchain/grants/query")]
-    assert grants
-    assert all(grant.startswith("GRANT SELECT ON ") for grant in grants)
+    given = [grant for grant in grants if not grant.startswith("REVOKE ")]
+    assert given
+    assert all(grant.startswith("GRANT SELECT ON ") for grant in given)
+
+
+def test_the_offload_s_user_can_not_take_messages_from_a_queue(stack: Stack) -> None:
+    queues = [f"REVOKE SELECT ON k2.bronze_trades_{exchange}_queue" for exchange in EXCHANGES]
+    production = ET.parse(clickhouse.CLONE / "docker" / "clickhouse" / "users.xml").getroot()
+    for users in (ET.fromstring(clickhouse._users(stack)), production):
+        grants = [each.text for each in users.iterfind("users/coldchain/grants/query")]
+        assert [each for each in grants if each in queues] == queues
 
 
 def test_the_user_without_a_password_may_only_keep_the_server_alive(stack: Stack) -> None:
