@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from coldchain.core.errors import ColdchainError, Permanent
 
 if TYPE_CHECKING:
+    from coldchain.protocol import Turn
     from coldchain.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,31 @@ def run_key_of(context: Any) -> str:
 
 
 def note_failure(book: Ledger, table: str, run_key: str, task: str, sentence: str) -> None:
-    """Record a failure in the ledger, under whatever token is the newest."""
-    book.note(table, book.lease(table).token, run_key, "failed", {"task": task, "error": sentence})
+    """Record a failure in the ledger, under the run's newest token, or the table's where the run never had one."""
+    tokens = [attempt.token for attempt in book.attempts(table, run_key)]
+    token = tokens[0] if tokens else book.lease(table).token
+    book.note(table, token, run_key, "failed", {"task": task, "error": sentence})
     book.mark(table, "failed", sentence)
 
 
+@contextmanager
+def releasing(context: Any, turn: Turn, token: str) -> Iterator[None]:
+    """Give the lease back where a try fails that no other follows; only the token of this very try counts.
+
+    A callback could not tell: it may come minutes later, when a person has cleared the run and it is at work again.
+    """
+    try:
+        yield
+    except BaseException as error:
+        task = context["ti"]
+        if isinstance(error, (Permanent, AirflowFailException)) or task.try_number > task.max_tries:
+            with suppress(ColdchainError):
+                turn.ledger.release(turn.spec.name, token)
+        raise
+
+
 class RecordFailure:
-    """An on_failure_callback: the error goes into the ledger, and the run's lease is given back.
+    """An on_failure_callback: the error goes into the ledger.
 
     Airflow also calls it in the DAG processor for a task whose worker died: the context is then minimal.
     """
@@ -57,9 +76,6 @@ class RecordFailure:
             sentence = sentence.splitlines()[0][:2000]
         try:
             book, run_key = ledger(), run_key_of(context)
-            lease = book.lease(self.table)
             note_failure(book, self.table, run_key, getattr(context.get("task_instance"), "task_id", "?"), sentence)
-            if lease.holder == run_key:
-                book.release(self.table, lease.token)
         except Exception as error:
             log.warning("the failure of %s could not be recorded in the ledger: %s", self.table, error)

@@ -443,6 +443,11 @@ def _newest_try(turn: Turn) -> list[Attempt]:
     return [attempt for attempt in events if _number(attempt.token) == newest]
 
 
+def newest_token(turn: Turn) -> str:
+    """Return the token of the run's newest try, or nothing's where it never had one."""
+    return next((attempt.token for attempt in _newest_try(turn)), "")
+
+
 def _number(token: str) -> int:
     return int(token.rpartition("-")[2])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from coldchain import connections
+from coldchain.core.errors import StageGone
 from coldchain.core.job import Work
 from coldchain.core.request import Request, make_request
 from coldchain.core.table import TableSpec
@@ -33,7 +34,13 @@ def request_of(spec: TableSpec, context: Any, known_tables: Iterable[str]) -> Re
     )
 
 
-def work_of(context: Any, read_task_id: str) -> Work | None:
-    """Return what read_watermark planned in this run, or None where it found nothing to move."""
+def work_of(context: Any, read_task_id: str) -> Work:
+    """Return what read_watermark planned in this run; no windows where it found nothing to move.
+
+    Raises:
+        StageGone: it has left no plan: it is running, was cleared, or failed.
+    """
     data = context["ti"].xcom_pull(task_ids=read_task_id)
-    return None if data is None else Work.from_json(data)
+    if data is None:
+        raise StageGone(f"{read_task_id} has left no plan in this run: clear it with everything downstream")
+    return Work.from_json(data)

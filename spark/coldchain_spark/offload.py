@@ -150,7 +150,15 @@ class _Offload:
         )
         found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
         self._refuse_losses(found)
-        return found
+        planned = dict(self.job.work.windows)
+        windows = tuple(w for w in found.windows if not w.replaces or planned.get(w.window) == w.fingerprint)
+        self.is_partial = len(windows) < len(found.windows)
+        if self.is_partial and not windows:
+            raise SourceMoving(
+                f"table={self.spec.name} window={found.windows[0].window}: rows changed since it was planned; nothing "
+                "was staged, the next run looks at it again, as does read_watermark if it is cleared with what follows"
+            )
+        return replace(found, windows=windows)
 
     def _refuse_losses(self, found: Plan) -> None:
         """Leave what lost rows since it was planned to the next run, which sees where they may have gone."""
@@ -232,14 +240,19 @@ class _Offload:
             return int(landed.snapshot_id)
 
     def _stream(self, table: Table, columns: Columns, found: Plan) -> list[StagedSegment]:
-        """Stream every window; one that moves under us is streamed again, a bounded number of times, then left out."""
+        """Stream every window; a new one that moves under us is streamed again, a bounded number of times.
+
+        One that replaces what is published is left to the next run as soon as it moves: a row that it lost may have
+        gone anywhere, and only read_watermark looks everywhere.
+        """
         self.files: list[Streamed] = []
         job = self._stream_job(table, columns)
         staged: list[StagedSegment] = []
         waiting = list(found.windows)
-        rounds = 0
-        while waiting and rounds < ROUNDS:
-            rounds += 1
+        left: list[PlannedWindow] = []
+        for _ in range(ROUNDS):
+            if not waiting:
+                break
             files, busy = self._stream_windows(job, waiting)
             after = self.source.buckets(columns, [planned.window for planned in waiting], self.grid_us)
             moved: list[PlannedWindow] = []
@@ -254,24 +267,27 @@ class _Offload:
                     moved.append(replace(planned, fingerprint=total(now.values())))
                     self._remove(file.path for file in mine)
             self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
-            waiting = moved
-        if waiting:
-            log.warning("%s: %d windows kept changing while they were read and wait for the next run, first %s",
-                        self.spec.name, len(waiting), waiting[0].window)  # fmt: skip
+            self.is_partial = self.is_partial or bool(moved)
+            waiting = [planned for planned in moved if not planned.replaces]
+            left += [planned for planned in moved if planned.replaces]
+        left += waiting
+        if left:
+            log.warning("%s: %d windows changed while they were read and wait for the next run, first %s",
+                        self.spec.name, len(left), left[0].window)  # fmt: skip
         if not staged:
             raise SourceMoving(
-                f"table={self.spec.name} window={waiting[0].window}: rows changed in every one of {ROUNDS} reads; "
-                "nothing was staged, the task is tried again"
+                f"table={self.spec.name} window={left[0].window}: rows changed in every one of its reads; nothing was "
+                "staged, the task is tried again"
             )
-        if rounds > 1:
+        if self.is_partial:
             self._judge_again(columns, staged)
         return sorted(staged, key=lambda segment: segment.window)
 
     def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
-        """Look once more at all that was streamed, together: the rounds read windows at different times.
+        """Look once more at all that was streamed, together, where windows were read at different times or left out.
 
-        A row may have moved from one into another in between, or out of the plan: what is staged must not have lost
-        rows that are nowhere in it.
+        A row may have moved from one into another in between, or into one that was left out: what is staged must not
+        have lost rows that are nowhere in it.
         """
         windows = [segment.window for segment in staged]
         now = self.source.buckets(columns, merge(windows), self.grid_us)

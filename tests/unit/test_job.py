@@ -191,7 +191,14 @@ def test_a_job_has_no_place_for_a_secret() -> None:
     job = JobSpec((JobTable(spec(), "token", "run", Work(((Window(0, 1), Fingerprint(1, 1)),), 1)),))
     (table,) = json.loads(job.dumps())["tables"]
     assert set(table) == {"spec", "token", "run_key", "work"}
-    assert set(table["work"]) == {"version", "windows", "compared_to_us", "allow_shrink"}
+    assert set(table["work"]) == {
+        "version",
+        "windows",
+        "compared_to_us",
+        "allow_shrink",
+        "fingerprint_version",
+        "complaint",
+    }
     words = ("password", "secret", "uri", "url", "user", "login", "host", "conn")
     assert [field for field in table["spec"] if any(word in field for word in words)] == []
 

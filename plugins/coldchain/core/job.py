@@ -32,6 +32,11 @@ class Work:
     version: str = ""  # of the columns that the fingerprints were made with
     complaint: str = ""  # what a person must look at, once the rest is published
 
+    @classmethod
+    def nothing(cls) -> Work:
+        """Return the plan of a run that has nothing to move."""
+        return cls((), None)
+
     @property
     def rows(self) -> int:
         """Rows that were to be moved when it was planned."""

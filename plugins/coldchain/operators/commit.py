@@ -6,9 +6,11 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
 
+from coldchain.core.errors import SourceShrank
+from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import format_us
-from coldchain.failures import as_airflow_failures
+from coldchain.failures import as_airflow_failures, releasing
 
 
 class WatermarkCommitOperator(BaseOperator):
@@ -32,11 +34,13 @@ class WatermarkCommitOperator(BaseOperator):
 
         with as_airflow_failures():
             work, turn = work_of(context, self.read_task_id), turn_of(self.spec, context)
-            stage = None if work is None else protocol.latest_stage(turn, work, "validated")
-            if work is None or stage is None:
+            stage = protocol.latest_stage(turn, work, "validated")
+            if stage is None:
                 self.log.info("%s: everything is published already", self.spec.name)
                 protocol.finish_idle(turn)
+                self._complain(work)
                 return
+        with as_airflow_failures(), releasing(context, turn, stage.token):
             watermark_us = protocol.publish(turn, stage, work)
             rows = sum(segment.fingerprint.rows for segment in stage.segments)
             until = "none" if watermark_us is None else format_us(watermark_us)
@@ -48,3 +52,9 @@ class WatermarkCommitOperator(BaseOperator):
                 "rows": rows,
                 "snapshot_id": str(stage.snapshot_id),
             }
+            self._complain(work)
+
+    def _complain(self, work: Work) -> None:
+        """Fail for what a person must look at, now that the rest is published."""
+        if work.complaint:
+            raise SourceShrank(work.complaint)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from coldchain.core.errors import EXIT_KINDS, ColdchainError, Transient
+from coldchain.core.errors import EXIT_KINDS, ColdchainError, StageGone, Transient
 from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
-from coldchain.failures import as_airflow_failures, note_failure
+from coldchain.failures import as_airflow_failures, note_failure, releasing
 
 if TYPE_CHECKING:
     from coldchain.protocol import Turn
@@ -47,9 +48,9 @@ class OffloadOperator(SparkSubmitOperator):
 
     def execute(self, context: Any) -> None:
         """Run spark-submit with the job as its argument and the secrets in its environment."""
-        from coldchain import connections
+        from coldchain import connections, protocol
 
-        with as_airflow_failures():
+        with as_airflow_failures(), ExitStack() as leases:
             planned = self._planned(context)
             if not planned:
                 if len(self.specs) > 1:
@@ -58,17 +59,20 @@ class OffloadOperator(SparkSubmitOperator):
             connections.connection(connections.SPARK)  # without it the provider would silently submit to YARN
             # Set here, not in __init__: rendered fields are stored where the UI shows them.
             self.env_vars = {**connections.settings().to_environment(), **_python_environment()}
-            failed = self._submit(context, planned)
+            failed = self._submit(context, planned, leases)
             for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
                 again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]
                 if not again:
                     break
                 lasting = {name: error for name, error in failed.items() if not isinstance(error, Transient)}
-                failed = lasting | self._submit(context, again)
+                failed = lasting | self._submit(context, again, leases)
             for error in failed.values():
                 self.log.error("%s", error)
             if len(failed) == len(planned):
                 raise next(iter(failed.values()))
+            for turn, _ in planned:
+                if turn.spec.name in failed:
+                    turn.ledger.release(turn.spec.name, protocol.newest_token(turn))
 
     def _planned(self, context: Any) -> list[tuple[Turn, Work]]:
         """Return the tables of which a plan wants something that is not published yet."""
@@ -77,14 +81,22 @@ class OffloadOperator(SparkSubmitOperator):
 
         planned = []
         for spec, read_task_id in zip(self.specs, self.read_task_ids, strict=True):
-            work = work_of(context, read_task_id)
-            if work is None or protocol.is_done(turn := turn_of(spec, context), work):
+            try:
+                work = work_of(context, read_task_id)
+            except StageGone:
+                if len(self.specs) == 1:
+                    raise
+                continue  # its read_watermark failed, or was not asked for: the others of the group go on
+            turn = turn_of(spec, context)
+            if protocol.is_done(turn, work):
                 self.log.info("%s: nothing is wanted, or all of it is published already", spec.name)
             else:
                 planned.append((turn, work))
         return planned
 
-    def _submit(self, context: Any, planned: Sequence[tuple[Turn, Work]]) -> dict[str, ColdchainError]:
+    def _submit(
+        self, context: Any, planned: Sequence[tuple[Turn, Work]], leases: ExitStack
+    ) -> dict[str, ColdchainError]:
         """Run one application for the tables that can be taken; return the errors by table."""
         from coldchain import protocol
         from coldchain.core.job import JobSpec, JobTable
@@ -95,6 +107,7 @@ class OffloadOperator(SparkSubmitOperator):
             name = turn.spec.name
             try:
                 token = protocol.take(turn)
+                leases.enter_context(releasing(context, turn, token))
                 turn.ledger.note(name, token, turn.run_key, "started")
                 jobs.append(JobTable(turn.spec, token, turn.run_key, work))
             except ColdchainError as error:

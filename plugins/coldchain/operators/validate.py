@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import BaseOperator
 
 from coldchain.core.table import TableSpec
-from coldchain.failures import as_airflow_failures
+from coldchain.failures import as_airflow_failures, releasing
 
 
 class IcebergValidateOperator(BaseOperator):
@@ -31,10 +31,11 @@ class IcebergValidateOperator(BaseOperator):
 
         with as_airflow_failures():
             work, turn = work_of(context, self.read_task_id), turn_of(self.spec, context)
-            stage = None if work is None else protocol.latest_stage(turn, work, "staged")
+            stage = protocol.latest_stage(turn, work, "staged")
             if stage is None:
                 self.log.info("%s: nothing staged that is not published already", self.spec.name)
                 return
+        with as_airflow_failures(), releasing(context, turn, stage.token):
             client = NativeClickHouse() if "balance" in self.spec.checks else None
             summaries = proof.prove(turn, stage, client)
             failpoint.hit("validate.after_prove")

@@ -11,6 +11,7 @@ from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from coldchain.core.errors import LeaseHeld
+from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures, run_key_of
 from coldchain.triggers.table_ready import TableReadyTrigger
@@ -80,5 +81,6 @@ class WatermarkSensor(BaseSensorOperator):
         for planned in reading.plan.windows:
             self.log.info("  %s %s: %s", planned.reason, planned.window, planned.fingerprint)
         if reading.work is None:
+            context["ti"].xcom_push(key="return_value", value=Work.nothing().to_json())
             raise DownstreamTasksSkipped(tasks=list(self.downstream))
         return reading.work.to_json()
