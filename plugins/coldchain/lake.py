@@ -7,6 +7,7 @@ pyiceberg 0.12 does not. So any failure of a commit that is not a clear refusal 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,13 +24,14 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
 from pyiceberg.partitioning import PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
+from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
-from pyiceberg.types import NestedField
+from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from coldchain.core.canonical import Value
 from coldchain.core.errors import (
     BaseMoved,
     ColdchainError,
@@ -41,7 +43,7 @@ from coldchain.core.errors import (
     Unavailable,
 )
 from coldchain.core.table import TableSpec
-from coldchain.core.typemap import Column, canonical_column
+from coldchain.core.typemap import Column, column_of
 from coldchain.core.windows import Window
 from coldchain.settings import CATALOG_NAME
 from coldchain.store.ledger import Base
@@ -157,12 +159,7 @@ class Lake:
 
     def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
         """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
-        schema = Schema(
-            *(
-                NestedField(index, column.name, _iceberg_type(column), required=not column.nullable)
-                for index, column in enumerate(columns, start=1)
-            )
-        )
+        schema = iceberg_schema(columns)
         with _reading(spec.target), _committing(spec.target):
             with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
                 self.catalog.create_namespace(spec.target.rpartition(".")[0])
@@ -185,10 +182,31 @@ class Lake:
                 table.manage_snapshots().remove_branch(branch_name(token)).commit()
 
 
-def _iceberg_type(column: Column) -> Any:
-    from pyiceberg.types import IcebergType
+def iceberg_schema(columns: Sequence[Column]) -> Schema:
+    """Make the table's schema: the columns are 1, 2, ...; what is inside them is numbered behind."""
+    inner = itertools.count(len(columns) + 1)
+    return Schema(
+        *(
+            NestedField(index, column.name, _iceberg_type(column.value, inner), required=not column.nullable)
+            for index, column in enumerate(columns, start=1)
+        )
+    )
 
-    return IcebergType.handle_primitive_type(column.iceberg, lambda text: text)
+
+def _iceberg_type(value: Value, ids: Iterator[int]) -> Any:
+    if not value.parts:
+        return IcebergType.handle_primitive_type(value.shape, lambda text: text)
+    numbered = [(next(ids), name, part) for name, part in value.parts]
+    made = [
+        NestedField(number, name, _iceberg_type(part, ids), required=not part.nullable)
+        for number, name, part in numbered
+    ]
+    if value.shape == "struct":
+        return StructType(*made)
+    *keys, last = made
+    if value.shape == "list":
+        return ListType(last.field_id, last.field_type, last.required)
+    return MapType(keys[0].field_id, keys[0].field_type, last.field_id, last.field_type, last.required)
 
 
 def _partition_spec(spec: TableSpec, schema: Schema) -> PartitionSpec:
@@ -203,36 +221,36 @@ def _sort_order(spec: TableSpec, schema: Schema) -> SortOrder:
     )
 
 
-_CLICKHOUSE_TYPES = {
-    "int": "Int32",
-    "long": "Int64",
-    "float": "Float32",
-    "double": "Float64",
-    "boolean": "Bool",
-    "string": "String",
-    "date": "Date32",
-    "timestamptz": "DateTime64(6, 'UTC')",
-}
-
-
 def columns_of(table: Table) -> tuple[Column, ...]:
     """Return the canonical columns that the Iceberg table holds: what its files are hashed by, without the source."""
-    columns = []
-    for field in table.schema().fields:
-        iceberg = str(field.field_type)
-        kind = iceberg.replace("decimal", "Decimal") if iceberg.startswith("decimal") else _CLICKHOUSE_TYPES[iceberg]
-        columns.append(canonical_column(field.name, kind if field.required else f"Nullable({kind})"))
-    return tuple(columns)
+    return tuple(column_of(field.name, _value_of(field)) for field in table.schema().fields)
+
+
+def _value_of(field: NestedField) -> Value:
+    kind, parts = field.field_type, list[NestedField]()
+    if isinstance(kind, ListType):
+        parts = [kind.element_field]
+    elif isinstance(kind, MapType):
+        parts = [kind.key_field, kind.value_field]
+    elif isinstance(kind, StructType):
+        parts = list(kind.fields)
+    shape = {ListType: "list", MapType: "map", StructType: "struct"}.get(type(kind), str(kind))
+    return Value(shape, not field.required, tuple((part.name, _value_of(part)) for part in parts))
+
+
+def field_ids(table: Table) -> dict[str, int]:
+    """Return the ids of all fields by name, those inside columns too: `a`, `a.element`, `m.key`, `t.field`."""
+    return index_by_name(table.schema())
 
 
 def check_schema(spec: TableSpec, columns: Sequence[Column], table: Table) -> None:
     """Refuse with SchemaDrift, naming every difference, unless the source's columns are the table's."""
-    have = {field.name: (str(field.field_type).replace(" ", ""), field.required) for field in table.schema().fields}
-    want = {column.name: (column.iceberg.replace(" ", ""), not column.nullable) for column in columns}
+    have = {field.name: _spell(_value_of(field)) for field in table.schema().fields}
+    want = {column.name: _spell(column.value) for column in columns}
     problems = [f"column {name} is new in the source" for name in want.keys() - have.keys()]
     problems += [f"column {name} is gone from the source" for name in have.keys() - want.keys()]
     problems += [
-        f"column {name} is {_spell(want[name])} in the source and {_spell(have[name])} in Iceberg"
+        f"column {name} is {want[name]} in the source and {have[name]} in Iceberg"
         for name in want.keys() & have.keys()
         if want[name] != have[name]
     ]
@@ -240,8 +258,8 @@ def check_schema(spec: TableSpec, columns: Sequence[Column], table: Table) -> No
         raise SchemaDrift(f"table={spec.name}: {'; '.join(sorted(problems))}; nothing moves until they agree again")
 
 
-def _spell(kind: tuple[str, bool]) -> str:
-    return kind[0] if kind[1] else f"nullable {kind[0]}"
+def _spell(value: Value) -> str:
+    return f"nullable {value.iceberg}" if value.nullable else value.iceberg
 
 
 def base_of(table: Table) -> Base:
