@@ -7,6 +7,7 @@ pyiceberg 0.12 does not. So any failure of a commit that is not a clear refusal 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,14 +24,15 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
 from pyiceberg.partitioning import PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
+from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
-from pyiceberg.types import NestedField
+from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from coldchain.core import drift
+from coldchain.core.canonical import Value
 from coldchain.core.drift import Drift
 from coldchain.core.errors import (
     BaseMoved,
@@ -43,7 +45,7 @@ from coldchain.core.errors import (
     Unavailable,
 )
 from coldchain.core.table import TableSpec
-from coldchain.core.typemap import Column, canonical_column
+from coldchain.core.typemap import Column, column_of
 from coldchain.core.windows import Window
 from coldchain.settings import CATALOG_NAME
 from coldchain.store.ledger import Base
@@ -159,12 +161,7 @@ class Lake:
 
     def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
         """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
-        schema = Schema(
-            *(
-                NestedField(index, column.name, _iceberg_type(column), required=not column.nullable)
-                for index, column in enumerate(columns, start=1)
-            )
-        )
+        schema = iceberg_schema(columns)
         with _reading(spec.target), _committing(spec.target):
             with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
                 self.catalog.create_namespace(spec.target.rpartition(".")[0])
@@ -187,10 +184,31 @@ class Lake:
                 table.manage_snapshots().remove_branch(branch_name(token)).commit()
 
 
-def _iceberg_type(column: Column) -> Any:
-    from pyiceberg.types import IcebergType
+def iceberg_schema(columns: Sequence[Column]) -> Schema:
+    """Make the table's schema: the columns are 1, 2, ...; what is inside them is numbered behind."""
+    inner = itertools.count(len(columns) + 1)
+    return Schema(
+        *(
+            NestedField(index, column.name, _iceberg_type(column.value, inner), required=not column.nullable)
+            for index, column in enumerate(columns, start=1)
+        )
+    )
 
-    return IcebergType.handle_primitive_type(column.iceberg, lambda text: text)
+
+def _iceberg_type(value: Value, ids: Iterator[int]) -> Any:
+    if not value.parts:
+        return IcebergType.handle_primitive_type(value.shape, lambda text: text)
+    numbered = [(next(ids), name, part) for name, part in value.parts]
+    made = [
+        NestedField(number, name, _iceberg_type(part, ids), required=not part.nullable)
+        for number, name, part in numbered
+    ]
+    if value.shape == "struct":
+        return StructType(*made)
+    *keys, last = made
+    if value.shape == "list":
+        return ListType(last.field_id, last.field_type, last.required)
+    return MapType(keys[0].field_id, keys[0].field_type, last.field_id, last.field_type, last.required)
 
 
 def _partition_spec(spec: TableSpec, schema: Schema) -> PartitionSpec:
@@ -211,26 +229,27 @@ def _sort_order(spec: TableSpec, schema: Schema) -> SortOrder:
     )
 
 
-_CLICKHOUSE_TYPES = {
-    "int": "Int32",
-    "long": "Int64",
-    "float": "Float32",
-    "double": "Float64",
-    "boolean": "Bool",
-    "string": "String",
-    "date": "Date32",
-    "timestamptz": "DateTime64(6, 'UTC')",
-}
-
-
 def columns_of(table: Table) -> tuple[Column, ...]:
     """Return the canonical columns that the Iceberg table holds: what its files are hashed by, without the source."""
-    columns = []
-    for field in table.schema().fields:
-        iceberg = str(field.field_type)
-        kind = iceberg.replace("decimal", "Decimal") if iceberg.startswith("decimal") else _CLICKHOUSE_TYPES[iceberg]
-        columns.append(canonical_column(field.name, kind if field.required else f"Nullable({kind})"))
-    return tuple(columns)
+    return tuple(column_of(field.name, _value_of(field)) for field in table.schema().fields)
+
+
+def _value_of(field: NestedField) -> Value:
+    kind, parts = field.field_type, list[NestedField]()
+    if isinstance(kind, ListType):
+        parts = [kind.element_field]
+    elif isinstance(kind, MapType):
+        parts = [kind.key_field, kind.value_field]
+    elif isinstance(kind, StructType):
+        parts = list(kind.fields)
+    shape = {ListType: "list", MapType: "map", StructType: "struct"}.get(type(kind), str(kind))
+    # What was added later may be missing from older rows, but ClickHouse knows no list, map or tuple that is NULL.
+    return Value(shape, not field.required and not parts, tuple((part.name, _value_of(part)) for part in parts))
+
+
+def field_ids(table: Table) -> dict[str, int]:
+    """Return the ids of all fields by name, those inside columns too: `a`, `a.element`, `m.key`, `t.field`."""
+    return index_by_name(table.schema())
 
 
 def drift_of(spec: TableSpec, columns: Sequence[Column], table: Table) -> Drift:
@@ -248,11 +267,11 @@ def evolve(spec: TableSpec, table: Table, found: Drift) -> Table:
     try:
         with _reading(spec.target), _committing(spec.target), table.update_schema() as update:
             for column in found.widened:
-                update.update_column(column.name, field_type=_iceberg_type(column))
+                update.update_column(column.name, field_type=_iceberg_type(column.value, itertools.count(1)))
             for name in found.relaxed:
                 update.make_column_optional(name)
             for column in found.added:
-                update.add_column(column.name, _iceberg_type(column))
+                update.add_column(column.name, _iceberg_type(column.value, itertools.count(1)))
     except CommitFailedException:
         raise BaseMoved(f"{spec.target}: its schema changed at the same moment: the task is tried again") from None
     return table

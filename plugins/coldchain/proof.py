@@ -153,7 +153,8 @@ def read_files(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str],
             if int(unhashed) or int(invalid):
                 raise ProofFailed(
                     f"table={spec.name} bucket={format_us(int(start))}: {invalid} rows hold text that is not valid "
-                    f"UTF-8 and {unhashed} have no hash; Iceberg's readers would break on them: clean the source"
+                    f"UTF-8 and {unhashed} have no hash; Iceberg's readers would break on them: clean the source, "
+                    "or hold the column as binary (types in the registry)"
                 )
             found[normalised(path)][int(start)] = Fingerprint(int(rows), int(hash_))
     return found

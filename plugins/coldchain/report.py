@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.drift import from_json
 from coldchain.core.errors import ColdchainError
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.plan import Segment, comparison_grid_us
 from coldchain.core.sql import Query, quote_table
 from coldchain.core.table import TableSpec
-from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, format_us
 from coldchain.lake import Lake, columns_of, drift_of, head_of, live_files
 from coldchain.proof import Found, read_files
@@ -101,7 +101,7 @@ def _read_published(services: Services, spec: TableSpec, segments: Sequence[Segm
     for version in {segment.version for segment in segments if segment.paths}:
         paths = sorted(path for s in segments if s.version == version for path in s.paths if path in live)
         if version in versions:
-            columns = tuple(Column(**data) for data in versions[version])
+            columns = from_json(versions[version])
         else:
             columns = columns_of(services.lake.require(spec.target))
         found |= read_files(spec, columns, paths, grid_us)

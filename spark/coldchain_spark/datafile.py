@@ -17,20 +17,30 @@ from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 from pyiceberg.types import PrimitiveType
 
-from coldchain.core.errors import Transient
+from coldchain.core.errors import ProofFailed, Transient
 from coldchain_spark.footer import MAGIC, seal
 from coldchain_spark.stream import Streamed
 
 
 def data_file(table: Table, file: Streamed) -> DataFile:
-    """Describe a file to Iceberg: sizes, counts, bounds and partition, from its footer."""
+    """Describe a file to Iceberg: sizes, counts, bounds and partition, from its footer.
+
+    Raises:
+        ProofFailed: a bound of a text column is not valid UTF-8; what is between the bounds, the proof looks at.
+    """
     schema = table.schema()
     metadata = pq.read_metadata(io.BytesIO(MAGIC + seal(file.footer)))
-    statistics = data_file_statistics_from_parquet_metadata(
-        parquet_metadata=metadata,
-        stats_columns=compute_statistics_plan(schema, table.metadata.properties),
-        parquet_column_mapping=parquet_path_to_id_mapping(schema),
-    )
+    try:
+        statistics = data_file_statistics_from_parquet_metadata(
+            parquet_metadata=metadata,
+            stats_columns=compute_statistics_plan(schema, table.metadata.properties),
+            parquet_column_mapping=parquet_path_to_id_mapping(schema),
+        )
+    except UnicodeDecodeError:
+        raise ProofFailed(
+            f"table={'.'.join(table.name())} window={file.slice.window}: text that is not valid UTF-8; Iceberg's "
+            "readers would break on it: clean the source, or hold the column as binary (types in the registry)"
+        ) from None
     return DataFile.from_args(
         content=DataFileContent.DATA,
         file_path=file.path,

@@ -4,20 +4,22 @@ Without them readers match columns by name, and a rename would lose data. Only t
 other byte of the footer is copied, so nothing that the encoder wrote can be lost or spelled in another way.
 
 Sources: Thrift compact protocol (thrift-compact-protocol.md), parquet.thrift: FileMetaData {1: version, 2: schema,
-3: num_rows, ...}, SchemaElement {4: name, 5: num_children, 9: field_id, 10: logicalType}.
+3: num_rows, ...}, SchemaElement {3: repetition_type, 4: name, 5: num_children, 6: converted_type, 9: field_id,
+10: logicalType}, LogicalTypes.md (lists and maps).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 MAGIC = b"PAR1"
 TAIL_BYTES = 8  # length of the footer, magic
 
 _STOP, _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(13)
-_NAME, _CHILDREN, _FIELD_ID = 4, 5, 9
+_REPETITION, _NAME, _CHILDREN, _CONVERTED, _FIELD_ID, _LOGICAL = 3, 4, 5, 6, 9, 10
+_REPEATED = 2
 
 
 class FooterError(ValueError):
@@ -95,37 +97,86 @@ def _varint(value: int) -> bytes:
     return bytes(out) + bytes([value])
 
 
-def _element(reader: _Reader, ids: Mapping[str, int], is_root: bool) -> bytes:
-    """Copy one SchemaElement with its field id set; the root of the schema keeps none."""
-    start, name, children = reader.at, "", 0
-    before = after = reader.at  # where field_id belongs: behind the last field with a smaller id
-    smaller, next_id, rest = 0, 0, b""
-    last, kind = reader.field(0)
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a thrift struct: `body` is its bytes behind the header."""
+
+    number: int
+    kind: int
+    body: bytes
+
+    @property
+    def int(self) -> int:
+        return _Reader(self.body).number()
+
+
+def _fields(reader: _Reader) -> dict[int, _Field]:
+    found: dict[int, _Field] = {}
+    number, kind = reader.field(0)
     while kind != _STOP:
-        body = reader.at
-        if last == _NAME:
-            size = reader.varint()
-            name = reader.data[reader.at : reader.at + size].decode()
-            reader.at += size
-        elif last == _CHILDREN:
-            children = reader.number()
-        else:
-            reader.skip(kind)
-        if last < _FIELD_ID:
-            smaller, before, after = last, reader.at, reader.at
-        elif last == _FIELD_ID:
-            after = reader.at
-        else:  # logicalType: its header counts from the field before it, so it is written again
-            next_id = next_id or last
-            rest = rest or bytes([(last - _FIELD_ID) << 4 | kind]) + reader.data[body : reader.at]
-            after = reader.at
-        last, kind = reader.field(last)
-    if is_root:
-        return reader.data[start : reader.at]
-    if children or name not in ids:
-        raise FooterError(f"the file holds column {name!r}, which has no field id in the table")
-    stamped = bytes([(_FIELD_ID - smaller) << 4 | _I32]) + _varint(ids[name] << 1)
-    return reader.data[start:before] + stamped + rest + reader.data[after : reader.at]
+        start = reader.at
+        reader.skip(kind)
+        found[number] = _Field(number, kind, reader.data[start : reader.at])
+        number, kind = reader.field(number)
+    return found
+
+
+def _struct(fields: Iterable[_Field]) -> bytes:
+    """Write a struct; a field's header counts from the field before it."""
+    out, last = bytearray(), 0
+    for field in sorted(fields, key=lambda each: each.number):
+        delta = field.number - last
+        out += bytes([delta << 4 | field.kind]) if 0 < delta < 16 else bytes([field.kind]) + _zigzag(field.number)
+        out += field.body
+        last = field.number
+    return bytes(out) + bytes([_STOP])
+
+
+def _zigzag(value: int) -> bytes:
+    return _varint(value << 1 if value >= 0 else (-value << 1) - 1)
+
+
+def _stamp_schema(reader: _Reader, size: int, ids: Mapping[str, int], binary: Set[str]) -> bytes:
+    """Copy the schema, a tree in depth-first order, with field ids.
+
+    Nested columns have Parquet's standard form: a group inside a list or map, the only repeated one, stands between it
+    and its elements and has no id; Iceberg names what is inside after the list or map.
+    """
+    out = bytearray()
+    open_groups: list[tuple[str, int]] = []  # path, children still to come
+    for index in range(size):
+        start = reader.at
+        fields = _fields(reader)
+        children = fields[_CHILDREN].int if _CHILDREN in fields else 0
+        if index == 0:
+            out += reader.data[start : reader.at]
+            open_groups.append(("", children))
+            continue
+        while open_groups and open_groups[-1][1] <= 0:
+            open_groups.pop()
+        if not open_groups or _NAME not in fields:
+            raise FooterError("the Parquet footer is damaged: its schema is no tree")
+        path, left = open_groups[-1]
+        open_groups[-1] = (path, left - 1)
+        is_between = bool(path) and _REPETITION in fields and fields[_REPETITION].int == _REPEATED and children > 0
+        if not is_between:
+            path = f"{path}.{_text(fields[_NAME])}".removeprefix(".")
+            if path not in ids:
+                raise FooterError(f"the file holds column {path!r}, which has no field id in the table")
+            fields[_FIELD_ID] = _Field(_FIELD_ID, _I32, _zigzag(ids[path]))
+        if path in binary and not children:  # ClickHouse has one type for text and bytes, and calls both text
+            fields.pop(_CONVERTED, None)
+            fields.pop(_LOGICAL, None)
+        out += _struct(fields.values())
+        if children > 0:
+            open_groups.append((path, children))
+    return bytes(out)
+
+
+def _text(field: _Field) -> str:
+    reader = _Reader(field.body)
+    size = reader.varint()
+    return field.body[reader.at : reader.at + size].decode()
 
 
 def split_tail(tail: bytes) -> tuple[bytes, bytes]:
@@ -139,12 +190,13 @@ def split_tail(tail: bytes) -> tuple[bytes, bytes]:
     return tail[:at], tail[at:-TAIL_BYTES]
 
 
-def stamp(footer: bytes, ids: Mapping[str, int]) -> tuple[bytes, int]:
+def stamp(footer: bytes, ids: Mapping[str, int], binary: Set[str] = frozenset()) -> tuple[bytes, int]:
     """Return the footer with field ids, and the number of rows that it states.
 
     Args:
         footer: the thrift bytes of FileMetaData, without length and magic.
-        ids: field id by top-level column name; every column of the file must be there.
+        ids: field id by Iceberg's name, `a`, `a.element`, `m.key`, `t.field`; every field of the file must be there.
+        binary: names of the fields that hold bytes, and must not be marked as text.
     """
     reader = _Reader(footer)
     out, rows, copied = bytearray(), -1, 0
@@ -154,8 +206,7 @@ def stamp(footer: bytes, ids: Mapping[str, int]) -> tuple[bytes, int]:
             if last == 2 and kind == _LIST:
                 size, _ = reader.sequence()
                 out += footer[copied : reader.at]
-                for index in range(size):
-                    out += _element(reader, ids, is_root=index == 0)
+                out += _stamp_schema(reader, size, ids, binary)
                 copied = reader.at
             elif last == 3:
                 rows = reader.number()

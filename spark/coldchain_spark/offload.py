@@ -324,7 +324,7 @@ class _Offload:
         return StreamJob(
             spec=self.spec,
             columns=columns,
-            field_ids={field.name: field.field_id for field in table.schema().fields},
+            field_ids=iceberg.field_ids(table),
             token=self.job.token,
             data_folder=f"{table.location()}/data",
             io_properties=dict(table.io.properties),

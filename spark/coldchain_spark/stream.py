@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.canonical import field_names
 from coldchain.core.errors import ColdchainError, SourceMoving, Transient, Unavailable
 from coldchain.core.fingerprint import canonical_rows
 from coldchain.core.sql import Query, comma, quote
@@ -127,14 +128,21 @@ def _write(job: StreamJob, client: HttpClickHouse, part: Slice) -> Streamed:
     try:
         # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
         with _io(job).new_output(path).create(overwrite=False) as out:
-            written, rows, footer = _copy(chunks, out, job.field_ids)
+            written, rows, footer = _copy(chunks, out, job.field_ids, _binary(job.columns))
     except BaseException:
         _delete(job, path)
         raise
     return Streamed(part, path, written, rows, footer)
 
 
-def _copy(chunks: Iterable[bytes], out: Any, field_ids: dict[str, int]) -> tuple[int, int, bytes]:
+def _binary(columns: Iterable[Column]) -> frozenset[str]:
+    names = (each for column in columns for each in field_names(column.value, column.name))
+    return frozenset(name for name, value in names if value.shape == "binary")
+
+
+def _copy(
+    chunks: Iterable[bytes], out: Any, field_ids: dict[str, int], binary: frozenset[str] = frozenset()
+) -> tuple[int, int, bytes]:
     """Copy all but the tail, then the stamped tail; return bytes written, rows, and the new footer."""
     written, tail = 0, bytearray()
     for chunk in chunks:
@@ -144,7 +152,7 @@ def _copy(chunks: Iterable[bytes], out: Any, field_ids: dict[str, int]) -> tuple
             written += len(tail) - HELD_BACK_BYTES
             del tail[:-HELD_BACK_BYTES]
     body, footer = split_tail(bytes(tail))
-    stamped, rows = stamp(footer, field_ids)
+    stamped, rows = stamp(footer, field_ids, binary)
     ending = body + seal(stamped)
     out.write(ending)
     return written + len(ending), rows, stamped

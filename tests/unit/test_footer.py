@@ -175,10 +175,67 @@ def test_ids_of_columns_that_the_file_does_not_hold_are_ignored(file: bytes) -> 
     assert field_ids(stamped(file, {**IDS, "new_column": 99})[0]) == IDS
 
 
-def test_nested_columns_are_refused(engine: Engine) -> None:
-    made = engine.parquet_of("SELECT [1, 2] AS a", STREAM_SETTINGS)
-    with pytest.raises(FooterError, match="column 'a', which has no field id"):
-        stamped(made, {"a": 1, "list": 2, "element": 3})
+NESTED = """
+    [1, 2] AS a, [[toNullable('x')], []] AS b,
+    CAST(map('k', [toNullable(1)]) AS Map(String, Array(Nullable(Int32)))) AS m,
+    CAST((1, 'x') AS Tuple(list Int32, element Nullable(String))) AS t,
+    CAST([([1], map('x', 'y'))] AS Array(Tuple(key Array(Int32), value Map(String, String)))) AS e, toInt32(7) AS last
+"""
+NESTED_IDS = {
+    "a": 1, "a.element": 7, "b": 2, "b.element": 8, "b.element.element": 9, "m": 3, "m.key": 10, "m.value": 11,
+    "m.value.element": 12, "t": 4, "t.list": 13, "t.element": 14, "e": 5, "e.element": 15, "e.element.key": 16,
+    "e.element.key.element": 17, "e.element.value": 18, "e.element.value.key": 19, "e.element.value.value": 20,
+    "last": 6,
+}  # fmt: skip
+
+
+def nested_ids(file: bytes) -> dict[str, int]:
+    """The ids in a file as Iceberg names its fields."""
+
+    def walk(field: pa.Field, name: str) -> Iterator[tuple[str, int]]:
+        yield name, int((field.metadata or {}).get(b"PARQUET:field_id", -1))
+        kind = field.type
+        if pa.types.is_map(kind):
+            yield from walk(kind.key_field, f"{name}.key")
+            yield from walk(kind.item_field, f"{name}.value")
+        elif pa.types.is_list(kind):
+            yield from walk(kind.value_field, f"{name}.element")
+        elif pa.types.is_struct(kind):
+            for number in range(kind.num_fields):
+                yield from walk(kind.field(number), f"{name}.{kind.field(number).name}")
+
+    return dict(pair for field in pq.read_schema(io.BytesIO(file)) for pair in walk(field, field.name))
+
+
+@pytest.mark.parametrize("custom", [0, 1])
+def test_fields_inside_columns_get_their_ids(engine: Engine, custom: int) -> None:
+    settings = {**STREAM_SETTINGS, "output_format_parquet_use_custom_encoder": custom}
+    made = engine.parquet_of(f"SELECT {NESTED}", settings)
+    new, rows = stamped(made, NESTED_IDS)
+    assert nested_ids(new) == NESTED_IDS
+    assert rows == 1
+    assert read(new).to_pylist() == read(made).to_pylist()
+    assert stamped(new, NESTED_IDS)[0] == new
+
+
+@pytest.mark.parametrize("missing", list(NESTED_IDS))
+def test_a_field_inside_a_column_that_the_table_does_not_have_is_refused(engine: Engine, missing: str) -> None:
+    made = engine.parquet_of(f"SELECT {NESTED}", STREAM_SETTINGS)
+    with pytest.raises(FooterError, match=f"column '{missing}', which has no field id"):
+        stamped(made, {name: number for name, number in NESTED_IDS.items() if name != missing})
+
+
+def test_bytes_are_not_marked_as_text(engine: Engine) -> None:
+    made = engine.parquet_of(
+        "SELECT 'a\\xff' AS s, ['\\xff'] AS l, 'text' AS t, map('k', '\\xfe') AS m", STREAM_SETTINGS
+    )
+    ids = {name: number for number, name in enumerate(["s", "l", "l.element", "t", "m", "m.key", "m.value"], start=1)}
+    body, footer = split_tail(made)
+    new, _ = stamp(footer, ids, frozenset({"s", "l.element", "m.value"}))
+    table = read(body + seal(new))
+    assert table.schema.field("s").type == pa.binary()
+    assert table.schema.field("t").type == pa.string()
+    assert table.to_pylist() == [{"s": b"a\xff", "l": [b"\xff"], "t": "text", "m": [("k", b"\xfe")]}]
 
 
 # -- streams that were cut -------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def until_done(world: World, wanted: list[Window], allowed: Rules) -> int:
     for runs in range(200):
         plan = world.plan(wanted, allowed)
         if not (plan.windows or plan.empty or plan.expired):
-            assert not plan.deferred
+            assert not plan.deferred or plan.shrunk, "what is left waits for a person"
             return runs
         world.apply(plan, allowed)
     raise AssertionError(f"planning does not come to an end:\n{world.describe()}")
@@ -242,7 +242,8 @@ def test_planning_after_applying_the_plan_gives_nothing(case: tuple[World, list[
     first = world.plan(wanted, allowed)
     world.apply(first, allowed)
     again = world.plan(wanted, allowed)
-    assert again.windows == again.empty == again.expired == again.deferred == ()
+    assert again.windows == again.empty == again.expired == ()
+    assert not again.deferred or again.shrunk, "only what may hold lost rows still waits, for a person"
     assert again.sealed == first.sealed
     assert {s.segment_id for s in again.shrunk} <= {s.segment_id for s in first.shrunk}
 

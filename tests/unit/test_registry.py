@@ -264,7 +264,7 @@ BAD_FIELDS = [
     ("retention", "a week", r"retention: 'a week' is not allowed: .*(duration|whole number|null)"),
     ("partitioning", "hour(ts)", r"partitioning: 'hour\(ts\)' is not allowed: write day\(event_time\) or month"),
     ("partitioning", "day(other)", r"partitioning='day\(other\)' is not allowed: it must be over event_time, ts"),
-    ("types", {"n": "int"}, r"types\.n: 'int' is not allowed: write one of long"),
+    ("types", {"n": "int"}, r"types\.n: 'int' is not allowed: write one of binary, decimal, long, micros, string"),
     ("types", {"a b": "long"}, r"types: 'a b' is not allowed"),
     ("types", {1: "long"}, r"types: 1 is not of type 'string'"),
     ("checks", {"not_nul": ["a"]}, r"checks: unknown field not_nul: allowed are accepted, balance, mono"),

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from coldchain.core.canonical import Value
 from coldchain.core.errors import SchemaDrift
-from coldchain.core.sql import quote
 from coldchain.core.table import TableSpec
-from coldchain.core.typemap import Column, canonical_column
+from coldchain.core.typemap import Column, column_of
 
 ADD, FREEZE, STRICT = "add", "freeze", "strict"
 
@@ -122,7 +122,7 @@ def _meet(want: Column, have: Column) -> tuple[_Target | None, str]:
     if is_widening(want.iceberg, have.iceberg):
         held = as_nullable(have) if is_relaxed else have
         return _Target(
-            replace(held, select=f"CAST({want.select} AS {_declared(held)})"), is_relaxed=is_relaxed
+            replace(held, select=f"CAST({want.select} AS {held.value.clickhouse})"), is_relaxed=is_relaxed
         ), difference
     return None, difference
 
@@ -131,21 +131,26 @@ def _spell(column: Column) -> str:
     return f"nullable {column.iceberg}" if column.nullable else column.iceberg
 
 
-def _declared(column: Column) -> str:
-    return column.structure.removeprefix(quote(column.name)).strip()
-
-
 def as_nullable(column: Column) -> Column:
     """Return the column as one that may be NULL: what Iceberg makes of a column that older rows lack."""
-    if column.nullable or column.clickhouse.startswith(("Array(", "Map(", "Tuple(")):  # ClickHouse knows no such NULL
+    if column.nullable or column.value.parts:  # ClickHouse knows no list, map or tuple that is NULL
         return column
-    held = canonical_column(column.name, f"Nullable({column.clickhouse})")
-    return replace(held, select=f"CAST({column.select} AS {_declared(held)})")
+    held = replace(column.value, nullable=True)
+    return column_of(column.name, held, f"CAST({column.select} AS {held.clickhouse})")
 
 
 def to_json(columns: Iterable[Column]) -> list[dict[str, Any]]:
     """Write columns as the ledger keeps them under their version."""
     return [asdict(column) for column in columns]
+
+
+def from_json(columns: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """Read what `to_json` wrote."""
+    return tuple(Column(**{**data, "value": _value(data["value"])}) for data in columns)
+
+
+def _value(data: Mapping[str, Any]) -> Value:
+    return Value(data["shape"], data["nullable"], tuple((name, _value(part)) for name, part in data["parts"]))
 
 
 def revive(old: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> tuple[Column, ...] | None:
@@ -157,8 +162,8 @@ def revive(old: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> tuple
     """
     now = {column.name: column for column in columns}
     revived = []
-    for data in old:
-        was, current = Column(**data), now.get(data["name"])
+    for was in from_json(old):
+        current = now.get(was.name)
         if current is None or (current.clickhouse, current.nullable) != (was.clickhouse, was.nullable):
             return None
         revived.append(replace(was, select=current.select))

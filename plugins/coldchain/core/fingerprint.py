@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from coldchain.core.canonical import invalid_text
 from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
@@ -124,17 +125,13 @@ def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequenc
 
 def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int) -> Query:
     """Build `(path, bucket, rows, hash, unhashed, invalid text rows)` over Parquet files, read with explicit types."""
-    texts = [f"NOT isValidUTF8({_text(column)})" for column in columns if column.clickhouse == "String"]
+    texts = [each for column in columns for each in invalid_text(column.value, quote(column.name))]
     invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
     text = (
         f"SELECT _path, {_bucket(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
         f" {invalid} AS `invalid` FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
     )
     return Query(text, {"grid": grid_us})
-
-
-def _text(column: Column) -> str:
-    return f"ifNull({quote(column.name)}, '')" if column.nullable else quote(column.name)
 
 
 def structure(columns: Sequence[Column]) -> str:

@@ -1,0 +1,175 @@
+"""Every type through real services: ClickHouse to Iceberg and back in pyiceberg, proven on the way by the protocol."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldchain.core import fingerprint
+from coldchain.core.errors import ProofFailed, SchemaDrift, UnsupportedType
+from coldchain.core.sql import Query
+from coldchain.core.windows import to_us
+from coldchain.lake import check_schema, columns_of
+from tests.any_type import AnyColumn, any_column, same
+from tests.lab import Lab, yesterday
+
+START = yesterday()
+ROWS = 12
+COLUMNS = 12
+
+
+class TypedLab(Lab):
+    """A lab whose table has columns of a test's own, besides its time and number."""
+
+    def remake(self, declared: dict[str, str], types: dict[str, str]) -> None:
+        """Make the source table anew."""
+        self.spec = replace(self.spec, key=("ts", "seq"), sort_order=("ts", "seq"), read="raw", types=types)
+        self.execute(f"DROP TABLE k2.{self.name} SYNC")
+        inner = "".join(f", `{name}` {kind}" for name, kind in declared.items())
+        self.execute(
+            f"CREATE TABLE k2.{self.name} (ts DateTime64(6, 'UTC'), seq Int64{inner}) ENGINE = MergeTree "
+            "ORDER BY (ts, seq)"
+        )
+
+    def put(self, number: int, values: list[str]) -> None:
+        """Insert a row: its number, and expressions for its other columns."""
+        moment = f"fromUnixTimestamp64Micro({to_us(START) + number * 1_000_000}, 'UTC')"
+        self.execute(f"INSERT INTO k2.{self.name} VALUES ({moment}, {number}{''.join(f', {each}' for each in values)})")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read `main` with pyiceberg, in order of the rows' numbers."""
+        found = self.lake.require(self.spec.target).scan().to_arrow().to_pylist()
+        return sorted(found, key=lambda row: row["seq"])
+
+
+@pytest.fixture
+def typed(environment: dict[str, str], tmp_path: Path) -> Iterator[TypedLab]:
+    """Make a lab whose table can be made anew."""
+    made = TypedLab(environment, tmp_path / "lab")
+    yield made
+    made.ledger.close()
+    made.execute(f"DROP TABLE k2.{made.name} SYNC")
+
+
+def any_columns(chance: random.Random) -> list[AnyColumn]:
+    return [any_column(f"c{number}", chance) for number in range(COLUMNS)]
+
+
+def choices(columns: list[AnyColumn]) -> dict[str, str]:
+    return {column.name: column.wanted for column in columns if column.wanted}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed: int) -> None:
+    chance = random.Random(f"table {seed}")
+    columns = any_columns(chance)
+    typed.remake({column.name: column.kind.declared for column in columns}, choices(columns))
+    trees = [[column.kind.draw(chance) for column in columns] for _ in range(ROWS)]
+    for number, row in enumerate(trees):
+        typed.put(number, [column.kind.sql(tree) for column, tree in zip(columns, row, strict=True)])
+    typed.run()
+    got = typed.rows()
+    assert [row["seq"] for row in got] == list(range(ROWS))
+    for column, position in zip(columns, range(COLUMNS), strict=True):
+        for number, row in enumerate(got):
+            wanted = column.kind.python(trees[number][position])
+            assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
+    table = typed.lake.require(typed.spec.target)
+    source = typed.source().columns()
+    check_schema(typed.spec, source, table)
+    assert fingerprint.version(columns_of(table)) == fingerprint.version(source)
+    assert [column.value for column in columns_of(table)] == [column.value for column in source]
+    assert typed.run(run_key="test/again").work is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_one_change_in_any_row_changes_the_fingerprint(typed: TypedLab, seed: int) -> None:
+    chance = random.Random(f"change {seed}")
+    columns = any_columns(chance)
+    typed.remake({column.name: column.kind.declared for column in columns}, choices(columns))
+    base = [column.kind.draw(chance) for column in columns]
+    rows = [base]
+    for position, column in enumerate(columns):
+        for other in column.kind.others(base[position], chance)[:6]:
+            rows.append([*base[:position], other, *base[position + 1 :]])
+    for number, row in enumerate(rows):
+        typed.put(number, [column.kind.sql(tree) for column, tree in zip(columns, row, strict=True)])
+    canonical = typed.source().columns()
+    selected = fingerprint.canonical_rows(typed.spec, canonical, [typed.window(START, START.replace(hour=23))])
+    hashed = fingerprint.row_hash(canonical[2:])
+    found = typed.client(Query(f"SELECT toString({hashed}) FROM ({selected.text}) ORDER BY seq", selected.parameters))
+    hashes = [hash_ for (hash_,) in found]
+    assert len(hashes) == len(rows) > COLUMNS
+    assert hashes[0] is not None
+    unseen = [rows[number] for number, each in enumerate(hashes) if number and each in (hashes[0], None)]
+    assert not unseen
+
+
+def test_a_changed_value_deep_inside_is_moved_again(typed: TypedLab) -> None:
+    typed.remake({"levels": "Array(Tuple(price Decimal(18, 2), size Nullable(Float64)))"}, {})
+    for number in range(5):
+        typed.put(number, [f"[(1.5, NULL), ({number}, 2)]"])
+    typed.run()
+    typed.execute(
+        f"ALTER TABLE k2.{typed.name} UPDATE levels = [(1.5, 0), (3, 2)] WHERE seq = 3 SETTINGS mutations_sync = 2"
+    )
+    assert typed.run(run_key="test/changed").work is not None
+    assert typed.rows()[3]["levels"][0]["size"] == 0.0
+    assert typed.rows()[2]["levels"][0]["size"] is None
+
+
+NOT_TEXT = [
+    ("String", "'\\xff'", b"\xff"),
+    ("Nullable(String)", "'a\\xc3'", b"a\xc3"),
+    ("Array(Nullable(String))", "[NULL, 'a\\xc3']", [None, b"a\xc3"]),
+    ("Map(String, Int8)", "map('\\xfe', 1)", [(b"\xfe", 1)]),
+    ("Map(String, String)", "map('', '\\xfe')", [(b"", b"\xfe")]),
+    ("Tuple(a Int8, b Array(String))", "(1, ['', '\\xff'])", {"a": 1, "b": [b"", b"\xff"]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "_held"), NOT_TEXT)
+def test_text_that_is_not_utf8_is_refused_wherever_it_is(typed: TypedLab, kind: str, value: str, _held: Any) -> None:
+    typed.remake({"c": kind}, {})
+    typed.put(1, [value])
+    reading = typed.read()
+    outcome = typed.offload(reading)
+    if outcome.outcome == "staged":  # bounds, which the offload reads, only columns that are not nested have
+        with pytest.raises(ProofFailed, match=r"1 rows hold text that is not valid UTF-8.*as binary"):
+            typed.finish(reading)
+    else:
+        assert re.search("not valid UTF-8; .*: clean the source, or hold the column as binary", outcome.message)
+        assert outcome.exit_code == ProofFailed.exit_code
+    assert typed.rows() == []
+
+
+@pytest.mark.parametrize(("kind", "value", "held"), NOT_TEXT)
+def test_bytes_that_are_no_text_survive_as_binary(typed: TypedLab, kind: str, value: str, held: Any) -> None:
+    typed.remake({"c": kind}, {"c": "binary"})
+    typed.put(1, [value])
+    typed.run()
+    assert same(typed.rows()[0]["c"], held)
+
+
+def test_a_type_that_is_refused_moves_nothing_and_says_what_to_do(typed: TypedLab) -> None:
+    typed.remake({"c": "Array(Int256)"}, {})
+    typed.put(1, ["[1]"])
+    with pytest.raises(UnsupportedType, match=r"column c Array\(Int256\): .*write types: {<column>: decimal}"):
+        typed.read()
+    assert typed.lake.load(typed.spec.target) is None
+
+
+def test_a_source_whose_nested_type_changed_is_refused(typed: TypedLab) -> None:
+    typed.remake({"c": "Array(Int32)"}, {})
+    typed.put(1, ["[1]"])
+    typed.run()
+    typed.execute(f"ALTER TABLE k2.{typed.name} MODIFY COLUMN c Array(Nullable(Int32))")
+    table = typed.lake.require(typed.spec.target)
+    with pytest.raises(SchemaDrift, match="column c is list<nullable int> in the source and list<int> in Iceberg"):
+        check_schema(typed.spec, typed.source().columns(), table)
