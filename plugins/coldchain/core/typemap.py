@@ -104,7 +104,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "UInt64": {"long": "half the size; a value over 9223372036854775807 fails the run"},
     "String": {"binary": "any bytes; without it text that is not valid UTF-8 fails the proof"},
     "FixedString": {"string": "text without the zero bytes that pad it"},
-    "UUID": {"string": "its text; servers before 25 can't write the type as Parquet"},
+    "UUID": {"string": "its text; servers as old as 24.8 can't write the type as Parquet"},
     **{name: {"decimal": "decimal(38, 0); a longer value fails the run", "string": "its digits"} for name in _WIDE},
     "Decimal256": {"decimal": "38 digits of the same scale; a longer value fails the run", "string": "its text"},
     "DateTime64(7..9)": {
@@ -291,7 +291,7 @@ def _tuple(source: Type, wanted: str | None, depth: int) -> _Mapped:
     if odd := [name for name in names if not IDENTIFIER.fullmatch(name)]:
         raise UnsupportedType(
             f"{source} has an element named {odd[0]!r}, of other characters than letters, digits and _: "
-            f"cast it to a Tuple with plain names {VIEW}"
+            f"cast it to a Tuple without names {VIEW} (a cast to other names makes its elements zero)"
         )
     if not parts:
         raise UnsupportedType(f"{source} has no elements: leave the column out {VIEW}")
@@ -316,7 +316,10 @@ def _mapped(source: Type, wanted: str | None, depth: int = 0) -> _Mapped:
             source = replace(source, arguments=source.arguments[1:])
         (source,) = _inner(source, 1)
     if source.name in ("Array", "Map", "Tuple", "Nested") and nullable:
-        raise UnsupportedType(f"Nullable({source}) can't be told from its parts in Iceberg: drop the Nullable {VIEW}")
+        raise UnsupportedType(
+            f"Nullable({source}) is no struct with NULLs inside: write isNull() and assumeNotNull() of it as two "
+            f"columns {VIEW}"
+        )
     if source.name == "Array":
         (element,) = _inner(source, 1)
         return _array(_mapped(element, wanted, depth + 1), depth)
