@@ -15,7 +15,7 @@ from coldchain.core import fingerprint
 from coldchain.core.errors import ProofFailed, SchemaDrift, UnsupportedType
 from coldchain.core.sql import Query
 from coldchain.core.windows import to_us
-from coldchain.lake import check_schema, columns_of
+from coldchain.lake import columns_of, drift_of
 from tests.any_type import AnyColumn, any_column, same
 from tests.lab import Lab, yesterday
 
@@ -82,7 +82,7 @@ def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed:
             assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
     table = typed.lake.require(typed.spec.target)
     source = typed.source().columns()
-    check_schema(typed.spec, source, table)
+    assert drift_of(typed.spec, source, table).said == ()
     assert fingerprint.version(columns_of(table)) == fingerprint.version(source)
     assert [column.value for column in columns_of(table)] == [column.value for column in source]
     assert typed.run(run_key="test/again").work is None
@@ -172,4 +172,4 @@ def test_a_source_whose_nested_type_changed_is_refused(typed: TypedLab) -> None:
     typed.execute(f"ALTER TABLE k2.{typed.name} MODIFY COLUMN c Array(Nullable(Int32))")
     table = typed.lake.require(typed.spec.target)
     with pytest.raises(SchemaDrift, match="column c is list<nullable int> in the source and list<int> in Iceberg"):
-        check_schema(typed.spec, typed.source().columns(), table)
+        drift_of(typed.spec, typed.source().columns(), table)
