@@ -61,15 +61,17 @@ def load_shipped(stack: Stack) -> dict[str, int]:
 
 
 def derived(stack: Stack, bronze: dict[str, int]) -> dict[str, int]:
-    """Check what Silver and the bars make of Bronze's rows; return the rows that each of them must hold.
+    """Check what Silver and the bars make of all that Bronze holds; return the rows that each of them must hold.
 
     Raises:
         StackError: Silver does not hold Bronze's rows, or some bars do not hold Silver's.
     """
-    trades = sum(bronze.values())
-    if count(stack, SILVER, "1") < trades:
+    wanted = sum(count(stack, table, "1") for table in bronze)
+    if count(stack, SILVER, "1") < wanted:
         fill_silver(stack)
-    check_loaded(SILVER, count(stack, SILVER, "1"), trades)
+    trades = count(stack, SILVER, "1")
+    if trades < wanted:  # more is right: Silver keeps its rows for longer
+        check_loaded(SILVER, trades, wanted)
     rows = {SILVER: trades}
     for name, seconds in BARS.items():
         view = f"k2.ohlcv_{name}"

@@ -268,7 +268,7 @@ def _bytes(chance: random.Random) -> bytes:
     return chance.randbytes(chance.randint(0, 6))
 
 
-def _plain() -> list[Plain]:
+def plain_types() -> list[Plain]:
     """Types that need no choice of the registry's."""
     return [
         *(_numbers(f"Int{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)),
@@ -348,7 +348,7 @@ def any_column(name: str, chance: random.Random) -> AnyColumn:
     wanted = chance.choice([None, None, *WORDS])
     offered = _chosen(wanted) if wanted else []
     names = {plain.name.partition("(")[0] for plain in offered}
-    others = [plain for plain in _plain() if plain.name.partition("(")[0] not in names]
+    others = [plain for plain in plain_types() if plain.name.partition("(")[0] not in names]
     pool = [*others, *offered]
 
     def plain(choices: list[Plain], is_key: bool = False) -> Plain:

@@ -58,6 +58,40 @@ _VECTOR = (
         1101291357504501815,
     ),
     ("CAST(-1 AS Int32), CAST(-1 AS Int64), true, toDate32('1900-01-01'), 'naïve €'", 6275531791162741048),
+    # Inside values: NULL and its stand-in, lengths, every NaN as one and -0.0 apart, a map's order and doubled keys.
+    (
+        "arrayMap(x0 -> cityHash64(isNull(x0), ifNull(x0, 0)), CAST([NULL, 0, -1] AS Array(Nullable(Int32)))), [''], "
+        "CAST([] AS Array(String))",
+        15648905100045906163,
+    ),
+    (
+        "arrayMap(x0 -> cityHash64(arrayMap(x1 -> cityHash64(isNull(x1), ifNull(x1, '')), x0)), "
+        "CAST([[NULL], [], ['', NULL]] AS Array(Array(Nullable(String)))))",
+        13559708996485887258,
+    ),
+    (
+        "arrayMap(x0 -> cityHash64(if(isNaN(x0), CAST('nan' AS Float64), x0)), "
+        "[CAST('-nan' AS Float64), CAST('-0' AS Float64), 0., CAST('-inf' AS Float64)])",
+        14993271856258734849,
+    ),
+    (
+        "mapKeys(CAST(([], []) AS Map(String, Int64))), mapValues(CAST(([], []) AS Map(String, Int64))), "
+        "mapKeys(CAST(([1, 1], ['b', 'a']) AS Map(Int32, String))), "
+        "mapValues(CAST(([1, 1], ['b', 'a']) AS Map(Int32, String)))",
+        2220104640732073951,
+    ),
+    (
+        "tupleElement(CAST((1, 'x') AS Tuple(a Int32, b String)), 2), "
+        "arrayMap(x0 -> cityHash64(tupleElement(x0, 1), isNull(tupleElement(x0, 2)), ifNull(tupleElement(x0, 2), 0)), "
+        "CAST([(1, NULL), (1, 0)] AS Array(Tuple(a Int32, b Nullable(Int64)))))",
+        8610007927087211697,
+    ),
+    (
+        "toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0'), toFixedString('ab', 4), "
+        "[toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0')], [toFixedString('', 2)], CAST('nan' AS Float32), "
+        "CAST('-0' AS Float32)",
+        17191955580598366812,
+    ),
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow.parquet as pq
 from pyiceberg.conversions import from_bytes
@@ -13,9 +15,10 @@ from pyiceberg.io.pyarrow import (
     parquet_path_to_id_mapping,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
-from pyiceberg.types import PrimitiveType
+from pyiceberg.types import DecimalType, DoubleType, FloatType, IntegerType, LongType
 
 from coldchain.core.errors import ProofFailed, Transient
 from coldchain_spark.footer import MAGIC, seal
@@ -51,7 +54,7 @@ def data_file(table: Table, file: Streamed) -> DataFile:
         spec_id=table.metadata.default_spec_id,
         equality_ids=None,
         key_metadata=None,
-        **statistics.to_serialized_dict(),
+        **_with_both_zeros(schema, statistics.to_serialized_dict()),
     )
 
 
@@ -67,10 +70,26 @@ def _partition(file: Streamed, inferred: Record) -> Record:
     return Record(*known, *(inferred[index] for index in range(len(known), len(inferred))))
 
 
+def _with_both_zeros(schema: Schema, described: dict[str, Any]) -> dict[str, Any]:
+    """Let a bound that is zero stand for both zeros, as Parquet's readers do with its statistics.
+
+    To Iceberg -0.0 is less than 0.0; to ClickHouse, whose bound is the one that came first, and to SQL they are equal.
+    """
+    for field in schema.fields:
+        if not isinstance(field.field_type, FloatType | DoubleType):
+            continue
+        form = "<f" if isinstance(field.field_type, FloatType) else "<d"
+        for bounds, narrow in (("lower_bounds", 0.0), ("upper_bounds", -0.0)):
+            held = described[bounds]
+            if held.get(field.field_id) == struct.pack(form, narrow):
+                held[field.field_id] = struct.pack(form, -narrow)
+    return described
+
+
 def max_sequence(table: Table, column: str, files: Sequence[Streamed]) -> int | None:
     """Return the largest sequence number of some files, from their bounds; None where there are none."""
     field = table.schema().find_field(column)
-    if not isinstance(field.field_type, PrimitiveType):
-        return None
+    if not isinstance(field.field_type, IntegerType | LongType | DecimalType | FloatType | DoubleType):
+        return None  # a text's bounds are cut short
     bounds = [(data_file(table, file).upper_bounds or {}).get(field.field_id) for file in files]
     return max((int(from_bytes(field.field_type, bound)) for bound in bounds if bound is not None), default=None)

@@ -11,20 +11,23 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
-from pyiceberg.schema import index_by_name
+from pyiceberg.schema import Schema, index_by_id, index_by_name
+from pyiceberg.table import Table
 
 from coldchain.core.clickhouse_type import Type, parse_type
 from coldchain.core.errors import UnsupportedType
+from coldchain.core.fingerprint import version
 from coldchain.core.sql import Query
 from coldchain.core.typemap import CHOICES, WORDS, Column, canonical_column
-from coldchain.lake import iceberg_schema
+from coldchain.lake import columns_of, iceberg_schema
 from coldchain_spark import stream
 from tests.unit.engine import Engine, spec
 
@@ -279,6 +282,17 @@ def test_a_type_comes_back_from_parquet_as_it_went_in(
     got = [row["c"] for row in sorted(table.to_pylist(), key=lambda row: row["ts"])]
     wanted = [*kind.values.values(), *([None] if nullable else [])]
     assert all(same(one, other) for one, other in zip(got, wanted, strict=True)), (got, wanted)
+
+
+@pytest.mark.parametrize(("kind", "declared", "nullable"), CASES)
+def test_the_iceberg_schema_alone_says_what_a_file_holds(kind: Kind, declared: str, nullable: bool) -> None:
+    column = canonical_column("c", declared, kind.wanted)
+    schema = iceberg_schema([canonical_column("ts", "DateTime"), column])
+    numbers = sorted(index_by_id(schema))
+    assert numbers == list(range(1, len(numbers) + 1)), "every field has an id of its own"
+    (held,) = columns_of(cast(Table, SimpleNamespace(schema=lambda: Schema(*schema.fields[1:]))))
+    assert held == replace(column, select="`c`")
+    assert version([held]) == version([column])
 
 
 def test_every_spelling_of_nan_hashes_the_same(engine: Engine) -> None:
