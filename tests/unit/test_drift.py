@@ -115,6 +115,13 @@ def test_what_would_lose_something_is_refused_under_every_policy(
         meet(policy, **types)
 
 
+@pytest.mark.parametrize("policy", ["add", "freeze", "strict"])
+def test_text_and_binary_are_not_the_same_although_both_are_clickhouse_s_string(policy: str) -> None:
+    source = [*columns()[:-1], canonical_column("note", "Nullable(String)", "binary")]
+    with pytest.raises(SchemaDrift, match="column note is nullable binary in the source and nullable string in Ice"):
+        decide(replace(spec(), schema_drift=policy), source, columns())
+
+
 def test_an_added_column_may_be_null_for_older_rows_lack_it() -> None:
     drift = meet(side="LowCardinality(String)", count="UInt8")
     side, count = drift.added

@@ -110,10 +110,11 @@ class _Target:
 def _meet(want: Column, have: Column) -> tuple[_Target | None, str]:
     """Find the column that holds the values of both, or None; and say how they differ."""
     difference = f"column {have.name} is {_spell(want)} in the source and {_spell(have)} in Iceberg"
-    if (want.clickhouse, want.nullable) == (have.clickhouse, have.nullable):
+    is_same = want.iceberg == have.iceberg  # not by ClickHouse's type: text and binary are both its String
+    if is_same and want.nullable == have.nullable:
         return _Target(replace(have, select=want.select)), ""
     is_relaxed = want.nullable and not have.nullable
-    if want.clickhouse == have.clickhouse:
+    if is_same:
         column = want if want.nullable else as_nullable(want)
         return _Target(column, is_relaxed=is_relaxed), difference
     if is_widening(have.iceberg, want.iceberg):
@@ -164,7 +165,7 @@ def revive(old: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> tuple
     revived = []
     for was in from_json(old):
         current = now.get(was.name)
-        if current is None or (current.clickhouse, current.nullable) != (was.clickhouse, was.nullable):
+        if current is None or (current.iceberg, current.nullable) != (was.iceberg, was.nullable):
             return None
         revived.append(replace(was, select=current.select))
     return tuple(revived)
