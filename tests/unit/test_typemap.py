@@ -306,6 +306,29 @@ def test_every_spelling_of_nan_hashes_the_same(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "around"),
+    [
+        ("Array(Float64)", "[{}]"),
+        ("Array(Array(Nullable(Float32)))", "[[NULL], [1, {}]]"),
+        ("Map(Float64, Int8)", "map({}, 1)"),
+        ("Map(Int8, Float32)", "map(1, {})"),
+        ("Tuple(a String, b Array(Tuple(Nullable(Float64))))", "('', [tuple({})])"),
+    ],
+)
+def test_every_nan_inside_a_value_hashes_the_same_and_no_zero_does(engine: Engine, kind: str, around: str) -> None:
+    values = ["nan", "-nan", "reinterpretAsFloat64(9221120237041090561)", "0.", "-0."]
+    rows = " UNION ALL ".join(
+        f"SELECT {at_}, CAST({around.format(f'CAST({value} AS Float64)')} AS {kind})"
+        for at_, value in enumerate(values)
+    )
+    engine.make(f"ts DateTime64(6, 'UTC'), c {kind}", [])
+    engine.execute(f"INSERT INTO k2.t {rows}")
+    first, *nans, zero, minus = engine.hashes(engine.columns()[1:], spec())
+    assert set(nans) == {first}
+    assert len({first, zero, minus}) == 3
+
+
+@pytest.mark.parametrize(
     ("kind", "zero"),
     [
         ("String", "''"),
