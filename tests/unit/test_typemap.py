@@ -410,6 +410,8 @@ REFUSED = {
     "Tuple(`a b` Int8, c Int8)": "named 'a b'.*cast it to a Tuple without names",
     "Map(Array(Int32), String)": "key that is not a plain value: write it as an Array of Tuples",
     "Nullable(Tuple(a Int8))": "write isNull\\(\\) and assumeNotNull\\(\\) of it as two columns",
+    "Decimalx(3)": "no lossless form in Iceberg yet: cast it",
+    "Decimal256(4)": "more than Iceberg's 38 digits: write types: {<column>: decimal}",
     "FooBar": "no lossless form in Iceberg yet: cast it",
     "String(5)": "no lossless form in Iceberg yet: cast it",
     "int32": "no lossless form in Iceberg yet: cast it",
@@ -436,6 +438,15 @@ def test_a_type_without_a_lossless_form_is_refused_with_a_remedy(kind: str, wrap
     assert str(refused.value).startswith(f"column payload {whole}: ")
     assert VIEWED in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_decimals_are_known_by_their_widths_names_too() -> None:
+    kinds = ["Decimal32(2)", "Decimal64(4)", "Decimal128(8)"]
+    assert [canonical_column("c", kind).iceberg for kind in kinds] == [
+        "decimal(9, 2)",
+        "decimal(18, 4)",
+        "decimal(38, 8)",
+    ]
 
 
 def test_a_column_with_a_dot_in_its_name_is_refused_with_a_remedy() -> None:
