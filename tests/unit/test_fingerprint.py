@@ -304,6 +304,28 @@ def test_a_file_s_text_that_is_not_utf8_is_counted(engine: Engine, tmp_path: Pat
     assert hash_ == engine.source(columns, spec())[0][2]
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("Array(Nullable(String))", "[NULL, 'good']", "[NULL, 'good', '\\xff']"),
+        ("Array(Array(String))", "[[], ['good']]", "[[], ['good'], ['', '\\xff']]"),
+        ("Map(String, Int8)", "map('good', 1)", "map('good', 1, '\\xff', 2)"),
+        ("Map(Int8, Nullable(String))", "map(1, NULL)", "map(1, NULL, 2, '\\xff')"),
+        ("Tuple(Int8, Tuple(a String))", "(1, tuple('good'))", "(1, tuple('\\xff'))"),
+        ("Array(Map(String, Tuple(String)))", "[map('', tuple(''))]", "[map(), map('', tuple('\\xff'))]"),
+    ],
+)
+def test_text_inside_a_value_that_is_not_utf8_is_counted(
+    engine: Engine, tmp_path: Path, kind: str, good: str, bad: str
+) -> None:
+    engine.make(f"ts DateTime64(6, 'UTC'), c {kind}", [f"(0, {good})", f"(0, {bad})"])
+    for types, wanted in ((None, 1), ({"c": "binary"}, 0)):
+        columns = engine.columns(types=types)
+        engine.write(columns, spec(), tmp_path / "f.parquet")
+        ((_, _, rows, _, unhashed, invalid),) = engine.files(columns, spec(), tmp_path / "f.parquet")
+        assert (rows, unhashed, invalid) == (2, 0, wanted)
+
+
 @given(st.dictionaries(st.integers(-50, 50), st.just(Fingerprint(1, 1))), st.integers(-50, 49), st.integers(1, 20))
 def test_within_selects_by_the_bucket_s_start(buckets: dict[int, Fingerprint], start: int, length: int) -> None:
     chosen = within(buckets, Window(start, start + length))

@@ -306,6 +306,29 @@ def test_every_spelling_of_nan_hashes_the_same(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "around"),
+    [
+        ("Array(Float64)", "[{}]"),
+        ("Array(Array(Nullable(Float32)))", "[[NULL], [1, {}]]"),
+        ("Map(Float64, Int8)", "map({}, 1)"),
+        ("Map(Int8, Float32)", "map(1, {})"),
+        ("Tuple(a String, b Array(Tuple(Nullable(Float64))))", "('', [tuple({})])"),
+    ],
+)
+def test_every_nan_inside_a_value_hashes_the_same_and_no_zero_does(engine: Engine, kind: str, around: str) -> None:
+    values = ["nan", "-nan", "reinterpretAsFloat64(9221120237041090561)", "0.", "-0."]
+    rows = " UNION ALL ".join(
+        f"SELECT {at_}, CAST({around.format(f'CAST({value} AS Float64)')} AS {kind})"
+        for at_, value in enumerate(values)
+    )
+    engine.make(f"ts DateTime64(6, 'UTC'), c {kind}", [])
+    engine.execute(f"INSERT INTO k2.t {rows}")
+    first, *nans, zero, minus = engine.hashes(engine.columns()[1:], spec())
+    assert set(nans) == {first}
+    assert len({first, zero, minus}) == 3
+
+
+@pytest.mark.parametrize(
     ("kind", "zero"),
     [
         ("String", "''"),
@@ -387,6 +410,8 @@ REFUSED = {
     "Tuple(`a b` Int8, c Int8)": "named 'a b'.*cast it to a Tuple without names",
     "Map(Array(Int32), String)": "key that is not a plain value: write it as an Array of Tuples",
     "Nullable(Tuple(a Int8))": "write isNull\\(\\) and assumeNotNull\\(\\) of it as two columns",
+    "Decimalx(3)": "no lossless form in Iceberg yet: cast it",
+    "Decimal256(4)": "more than Iceberg's 38 digits: write types: {<column>: decimal}",
     "FooBar": "no lossless form in Iceberg yet: cast it",
     "String(5)": "no lossless form in Iceberg yet: cast it",
     "int32": "no lossless form in Iceberg yet: cast it",
@@ -413,6 +438,15 @@ def test_a_type_without_a_lossless_form_is_refused_with_a_remedy(kind: str, wrap
     assert str(refused.value).startswith(f"column payload {whole}: ")
     assert VIEWED in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_decimals_are_known_by_their_widths_names_too() -> None:
+    kinds = ["Decimal32(2)", "Decimal64(4)", "Decimal128(8)"]
+    assert [canonical_column("c", kind).iceberg for kind in kinds] == [
+        "decimal(9, 2)",
+        "decimal(18, 4)",
+        "decimal(38, 8)",
+    ]
 
 
 def test_a_column_with_a_dot_in_its_name_is_refused_with_a_remedy() -> None:

@@ -31,6 +31,8 @@ _NOTES = """\
   -0.0 is not 0.0. Every NaN is hashed as one.
 - A map keeps the order of its keys, and keys that come twice, in the file and in pyiceberg; readers that make a
   dictionary of it keep one of them.
+- Spark's rewriting of files keeps all of this, doubled keys included (seen, Iceberg 1.12).
+- ClickHouse 23.10 makes no map whose key is a decimal or an instant, and refuses to read one so.
 - An element of a tuple without a name is called `_1`, `_2` and so on.
 - Columns with a dot in their name, as a flattened `Nested` makes them, are refused: the message names a view's column.
 

@@ -97,6 +97,7 @@ _PLAIN = {
     "UUID": "uuid",
 }
 _WITH_ARGUMENTS = ("DateTime", "Enum8", "Enum16")
+_DIGITS = {"Decimal32": 9, "Decimal64": 18, "Decimal128": 38, "Decimal256": 76}
 _WIDE = ("Int128", "UInt128", "Int256", "UInt256")
 
 # What the registry's `types` may choose: by type, then by word, what it is for.
@@ -141,29 +142,25 @@ def _number(source: Type, at: int, most: int) -> int:
     return int(text)
 
 
-def _declared(shape: str, expression: str, nullable: bool) -> str:
-    return f"CAST({expression} AS {Value(shape, nullable).clickhouse})"
-
-
-def _long(expression: str, nullable: bool) -> str:
+def _long(nullable: bool, expression: str) -> str:
     return f"accurateCast({expression}, '{Value('long', nullable).clickhouse}')"
 
 
-def _ticks(expression: str, nullable: bool) -> str:
+def _ticks(nullable: bool, expression: str) -> str:
     return f"reinterpret({expression}, 'Int64')"
 
 
-def _instant(expression: str, nullable: bool) -> str:
+def _instant(nullable: bool, expression: str) -> str:
     return f"toDateTime64({expression}, 6, 'UTC')"
 
 
-def _micros(expression: str, nullable: bool) -> str:
+def _micros(nullable: bool, expression: str) -> str:
     """Cut to microseconds; a cast alone would round."""
-    instant = _instant(expression, nullable)
+    instant = _instant(nullable, expression)
     return f"({instant} + throwIf(ifNull({instant} != {expression}, 0), 'the value is not a whole microsecond'))"
 
 
-def _digits(shape: str, source: Type, expression: str, nullable: bool) -> str:
+def _digits(shape: str, source: Type, nullable: bool, expression: str) -> str:
     """Go through the text, which counts the digits; a text cast to a Nullable would become NULL where it fails."""
     plain = Value(shape).clickhouse
     if not nullable:
@@ -172,13 +169,12 @@ def _digits(shape: str, source: Type, expression: str, nullable: bool) -> str:
     return f"if(isNull({expression}), NULL, CAST(toString({given}) AS {plain}))"
 
 
-def _leaf(shape: str, nullable: bool, read: Callable[[str, bool], str] | None = None, chosen: bool = False) -> _Mapped:
-    bound = None if read is None else partial(_apply, read, nullable)
-    return _Mapped(Value(shape, nullable), read=bound, chosen=chosen)
+def _leaf(shape: str, nullable: bool, read: Callable[[bool, str], str] | None = None, chosen: bool = False) -> _Mapped:
+    return _Mapped(Value(shape, nullable), read=partial(read, nullable) if read else None, chosen=chosen)
 
 
-def _apply(read: Callable[[str, bool], str], nullable: bool, expression: str) -> str:
-    return read(expression, nullable)
+def _timestamp(nullable: bool) -> _Mapped:
+    return _Mapped(Value("timestamptz", nullable), column_read=partial(_instant, nullable))
 
 
 def _refuse_choice(source: Type, wanted: str) -> UnsupportedType:
@@ -192,11 +188,10 @@ def _offer(source: Type, why: str, *words: str) -> UnsupportedType:
 
 
 def _decimal(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
-    widths = {"Decimal32": 9, "Decimal64": 18, "Decimal128": 38, "Decimal256": 76}
     if source.name == "Decimal":
         precision, scale = _number(source, 0, 76), _number(source, 1, 76)
     else:
-        precision, scale = widths[source.name], _number(source, 0, 76)
+        precision, scale = _DIGITS[source.name], _number(source, 0, 76)
     if precision <= 38:
         return _leaf(f"decimal({precision}, {scale})", nullable)
     if wanted == "string":
@@ -209,7 +204,7 @@ def _decimal(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
 
 def _datetime64(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
     if _number(source, 0, 9) <= 6:
-        return _Mapped(Value("timestamptz", nullable), column_read=partial(_apply, _instant, nullable))
+        return _timestamp(nullable)
     if wanted == "micros":
         return _leaf("timestamptz", nullable, _micros, chosen=True)
     if wanted == "long":
@@ -233,7 +228,7 @@ def _fixed_string(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
 
 def _plain(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
     name = source.name
-    if name.startswith("Decimal"):
+    if name == "Decimal" or name in _DIGITS:
         return _decimal(source, wanted, nullable)
     if name == "DateTime64":
         return _datetime64(source, wanted, nullable)
@@ -246,7 +241,7 @@ def _plain(source: Type, wanted: str | None, nullable: bool) -> _Mapped:
     if wanted is not None and wanted in CHOICES.get(name, ()):
         return _leaf(wanted, nullable, _long if wanted == "long" else None, chosen=True)
     if name == "DateTime":
-        return _Mapped(Value("timestamptz", nullable), column_read=partial(_apply, _instant, nullable))
+        return _timestamp(nullable)
     return _leaf(_PLAIN[name], nullable)
 
 
