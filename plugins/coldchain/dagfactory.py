@@ -172,6 +172,7 @@ def _build_read(table: TableSpec, names: Sequence[str], is_grouped: bool) -> Wat
             task_id="read_watermark",
             known_tables=names,
             downstream=[task_id(table, step) for step in own],
+            keeps_lease=not is_grouped,
             pool=CLICKHOUSE_POOL,
             trigger_rule="all_done",
             execution_timeout=timedelta(minutes=5),

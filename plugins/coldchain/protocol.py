@@ -189,8 +189,12 @@ def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
     )
 
 
-def read(turn: Turn, source: Source, asked: Request) -> Reading:
-    """Find out what must move. With nothing to do the lease is given back; `mode=plan` changes nothing at all."""
+def read(turn: Turn, source: Source, asked: Request, *, keeps_lease: bool = True) -> Reading:
+    """Find out what must move. With nothing to do the lease is given back; `mode=plan` moves nothing at all.
+
+    Tables that share an offload don't keep their leases until it begins, for it begins when all of them are read: two
+    runs that each held some would wait for each other's.
+    """
     if (settled := _between_bars(turn, asked)) is not None:
         return settled
     token = take(turn)
@@ -200,7 +204,7 @@ def read(turn: Turn, source: Source, asked: Request) -> Reading:
     except Exception:
         turn.ledger.release(turn.spec.name, token)
         raise
-    if reading.work is None:
+    if reading.work is None or not keeps_lease:
         turn.ledger.release(turn.spec.name, token)
     return reading
 

@@ -187,6 +187,17 @@ def test_a_column_that_is_not_text_can_not_partition(make_lab: MakeLab) -> None:
         lab.read()
 
 
+def test_a_table_of_a_group_is_free_between_read_and_offload(lab: Lab) -> None:
+    """Its offload begins when all of its group are read: two runs that each kept some would wait for each other."""
+    lab.insert_many(START, 10, int(MINUTE_US))
+    reading = protocol.read(lab.turn(), lab.source(), Request(None, None), keeps_lease=False)
+    assert reading.work is not None
+    assert lab.ledger.lease(lab.name).holder is None
+    lab.offload(reading)
+    lab.finish(reading)
+    lab.check_equal(10)
+
+
 # -- upstreams -------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from coldchain.core.errors import EXIT_KINDS, ColdchainError, StageGone, Transient
+from coldchain.core.errors import EXIT_KINDS, ColdchainError, LeaseHeld, StageGone, Transient
 from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures, note_failure, releasing
 
 if TYPE_CHECKING:
+    from coldchain.core.job import JobTable
     from coldchain.protocol import Turn
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = ROOT / "spark" / "jobs" / "offload_tables.py"
 SPARK_CONF = ROOT / "spark" / "conf"
 GROUP_TRIES = 3
+GROUP_WAIT_S = 180.0
+GROUP_POLL_S = 2.0
 
 
 class OffloadOperator(SparkSubmitOperator):
@@ -98,22 +102,16 @@ class OffloadOperator(SparkSubmitOperator):
         self, context: Any, planned: Sequence[tuple[Turn, Work]], leases: ExitStack
     ) -> dict[str, ColdchainError]:
         """Run one application for the tables that can be taken; return the errors by table."""
-        from coldchain import protocol
-        from coldchain.core.job import JobSpec, JobTable
+        from coldchain.core.job import JobSpec
 
-        jobs: list[JobTable] = []
-        failed: dict[str, ColdchainError] = {}
-        for turn, work in planned:
+        jobs, failed = self._take(planned)
+        for turn, _ in planned:
             name = turn.spec.name
-            try:
-                token = protocol.take(turn)
-                leases.enter_context(releasing(context, turn, token))
-                turn.ledger.note(name, token, turn.run_key, "started")
-                jobs.append(JobTable(turn.spec, token, turn.run_key, work))
-            except ColdchainError as error:
-                failed[name] = error
-                if len(self.specs) > 1:  # the table's validate task will say it
-                    note_failure(turn.ledger, name, turn.run_key, self.task_id, str(error))
+            if name in failed and len(self.specs) > 1:  # the table's validate task will say it
+                note_failure(turn.ledger, name, turn.run_key, self.task_id, str(failed[name]))
+        for turn, job in ((turn, job) for turn, _ in planned for job in jobs if job.spec.name == turn.spec.name):
+            leases.enter_context(releasing(context, turn, job.token))
+            turn.ledger.note(job.spec.name, job.token, turn.run_key, "started")
         if not jobs:
             return failed
         self.application_args = [JobSpec(tuple(jobs)).dumps()]
@@ -126,6 +124,31 @@ class OffloadOperator(SparkSubmitOperator):
         turns = {turn.spec.name: turn for turn, _ in planned}
         said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in jobs}
         return failed | {name: error for name, error in said.items() if error is not None}
+
+    def _take(self, planned: Sequence[tuple[Turn, Work]]) -> tuple[list[JobTable], dict[str, ColdchainError]]:
+        """Take all tables together, or wait with none: a run that kept some while it waits could wait for ever."""
+        from coldchain import protocol
+        from coldchain.core.job import JobTable
+
+        deadline = time.monotonic() + (GROUP_WAIT_S if len(self.specs) > 1 else 0)
+        while True:
+            jobs: list[JobTable] = []
+            failed: dict[str, ColdchainError] = {}
+            for turn, work in planned:
+                try:
+                    jobs.append(JobTable(turn.spec, protocol.take(turn), turn.run_key, work))
+                except ColdchainError as error:
+                    failed[turn.spec.name] = error
+                    if isinstance(error, LeaseHeld) and time.monotonic() < deadline:
+                        break  # all runs take them in the same order: who has the first gets the others
+            is_held = any(isinstance(error, LeaseHeld) for error in failed.values())
+            if not is_held or time.monotonic() >= deadline:
+                return jobs, failed
+            self.log.info("waiting until all tables of the group are free: %s", "; ".join(map(str, failed.values())))
+            turns = {turn.spec.name: turn for turn, _ in planned}
+            for job in jobs:
+                turns[job.spec.name].ledger.release(job.spec.name, job.token)
+            time.sleep(GROUP_POLL_S)
 
     def _explain(self, turn: Turn, token: str, ended: AirflowException | None) -> ColdchainError | None:
         """Return the job's own sentence where it left one, as the kind that it named; None where it staged."""

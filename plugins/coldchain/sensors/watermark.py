@@ -28,15 +28,23 @@ class WatermarkSensor(BaseSensorOperator):
         spec: the table.
         known_tables: names that the parameter `tables` may hold.
         downstream: ids of the tasks to skip where nothing has to move.
+        keeps_lease: whether the table stays taken until its offload.
     """
 
     def __init__(
-        self, *, spec: TableSpec, known_tables: Sequence[str], downstream: Sequence[str], **kwargs: Any
+        self,
+        *,
+        spec: TableSpec,
+        known_tables: Sequence[str],
+        downstream: Sequence[str],
+        keeps_lease: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.spec = spec
         self.known_tables = tuple(known_tables)
         self.downstream = tuple(downstream)
+        self.keeps_lease = keeps_lease
 
     def execute(self, context: Any) -> Any:
         """Decide from the run's own data interval and parameters; defer where it is too early."""
@@ -73,7 +81,7 @@ class WatermarkSensor(BaseSensorOperator):
         asked = request_of(self.spec, context, self.known_tables)
         turn = turn_of(self.spec, context)
         try:
-            reading = protocol.read(turn, Source(NativeClickHouse(), self.spec), asked)
+            reading = protocol.read(turn, Source(NativeClickHouse(), self.spec), asked, keeps_lease=self.keeps_lease)
         except LeaseHeld as error:
             self.log.info("%s; waiting until it is free", error)
             return self._wait(context, time.time())
