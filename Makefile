@@ -6,7 +6,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW
+export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY
 
 .PHONY: help
 help: ## This list
@@ -44,6 +44,10 @@ status: environment ## Show watermark, lag, segments, rows and proof per table
 .PHONY: verify
 verify: environment ## Compare every published window with its source, by content
 	@$(VENV) -m stack verify
+
+.PHONY: recover
+recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
+	@$(VENV) -m stack recover
 
 .PHONY: logs
 logs: environment ## Show what the components wrote last (FOLLOW=1 goes on)

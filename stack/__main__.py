@@ -1,13 +1,15 @@
 """Run the stack from a shell: ``python -m stack <verb>``; the Makefile calls nothing else."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
 from stack import demo, lifecycle, prerequisites
 from stack.errors import StackError
 from stack.logs import show_logs
-from stack.state import find_state
+from stack.settings import component_env
+from stack.state import Stack, find_state
 
 
 def _up() -> int:
@@ -57,15 +59,34 @@ def _verify() -> int:
     return _report("verify")
 
 
+def _recover() -> int:
+    stack = require_stack()
+    wanted = os.environ
+    command = [sys.executable, "-m", "coldchain.recovery", wanted.get("ACTION") or "rebuild"]
+    command += [f"--table={name}" for name in wanted.get("TABLE", "").replace(",", " ").split()]
+    command += [f"--segment={number}" for number in wanted.get("SEGMENTS", "").replace(",", " ").split()]
+    command += [f"--reason={wanted.get('REASON', '')}", *(["--apply"] if wanted.get("APPLY") == "1" else [])]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
 def _logs() -> int:
     return show_logs(os.environ.get("FOLLOW", "") not in ("", "0"))
 
 
 def _report(verb: str) -> int:
+    return demo.report(require_stack(), verb)
+
+
+def require_stack() -> Stack:
+    """Return the stack that is there.
+
+    Raises:
+        StackError: There is none.
+    """
     stack = find_state()
     if stack is None:
         raise StackError("There is no stack yet: start it with `make up`.")
-    return demo.report(stack, verb)
+    return stack
 
 
 def _rows() -> int:
@@ -82,6 +103,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "down": _down,
     "load": _load,
     "logs": _logs,
+    "recover": _recover,
     "run": _run,
     "services": _services,
     "status": _status,

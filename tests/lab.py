@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -13,6 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
 from coldchain import proof, protocol
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.job import JobTable
@@ -20,7 +24,7 @@ from coldchain.core.request import Request
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, to_us
-from coldchain.lake import Lake
+from coldchain.lake import Lake, head_of, live_files
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
@@ -206,3 +210,14 @@ class Lab:
 
 
 DAY = timedelta(microseconds=DAY_US)
+
+
+def append_foreign(table: Table) -> None:
+    """Append a copy of a live file, under the name that an append-only tool would give it."""
+    file = next(iter(live_files(table, head_of(table)).values()))
+    foreign = f"{table.location()}/data/part-00000.parquet"
+    shutil.copy(file.file_path, foreign)
+    kept = ("content", "file_format", "partition", "record_count", "file_size_in_bytes", "spec_id", "sort_order_id")
+    twin = DataFile.from_args(file_path=foreign, **{name: getattr(file, name) for name in kept})
+    with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
+        snapshot.append_data_file(twin)

@@ -1,4 +1,4 @@
-"""The offload DAG, generated from the registry at parse time: described as plain data first, then built.
+"""The DAGs, generated from the registry at parse time: the offload is described as plain data first, then built.
 
 A layer is a TaskGroup, in it a TaskGroup per table. Layers run in order, but a failure stops neither siblings nor
 later layers: what a later table may read is capped by its upstreams' watermarks, not by their success.
@@ -16,11 +16,13 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup
 from airflow.sdk.definitions.param import ParamsDict
 
+from coldchain.core.order import ACTIONS
 from coldchain.core.request import MODES
 from coldchain.core.table import TableSpec
 from coldchain.failures import RecordFailure
 from coldchain.operators.commit import WatermarkCommitOperator
 from coldchain.operators.offload import OffloadOperator
+from coldchain.operators.recover import RecoverOperator
 from coldchain.operators.refuse import RefuseOperator
 from coldchain.operators.validate import IcebergValidateOperator
 from coldchain.registry import LAYERS, BadTable, Registry
@@ -100,6 +102,67 @@ def build_offload_dag(registry: Registry) -> DAG:
     return dag
 
 
+def build_recover_dag(registry: Registry) -> DAG:
+    """Build `coldchain_recover`: one task a table, started by a person only."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_recover",
+        description="Rebuilds the ledger from Iceberg, compares all once more, accepts what the source forgot",
+        schedule=None,
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        max_active_runs=1,
+        tags=["coldchain"],
+        default_args={**_default_args(), "retries": 0},
+        doc_md=_RECOVER_DOC,
+    ) as dag:
+        for table in tables:
+            RecoverOperator(
+                task_id=table.name, spec=table, pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=30),
+                doc_md=_table_doc(table),
+            )  # fmt: skip
+    dag.params = ParamsDict(_recover_params([table.name for table in tables]))
+    return dag
+
+
+_RECOVER_DOC = """# Recover
+
+Nothing here moves or deletes a row: the ledger is corrected, and the next offload asks the source for what is missing.
+
+- `rebuild`: the ledger was lost, or restored from an older dump. What `main` holds is taken back into it.
+- `reset`: compare all that the source still holds once more. Harmless: what is equal is left alone.
+- `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them.
+
+Begin with `dry_run`, which says what would be done. The reason is kept in the ledger."""
+
+
+def _recover_params(names: Sequence[str]) -> dict[str, Param]:
+    return {
+        "action": Param("rebuild", enum=list(ACTIONS), title="Action", description="See the DAG's documentation."),
+        "tables": _tables_param(names),
+        "segments": Param(
+            [],
+            type="array",
+            items={"type": "integer", "minimum": 1},
+            title="Segments",
+            description="For accept: ids of expired segments.",
+        ),
+        "reason": Param(type="string", minLength=5, maxLength=500, title="Reason", description="Kept in the ledger."),
+        "dry_run": Param(True, type="boolean", title="Dry run", description="Say what would be done, change nothing."),
+    }
+
+
+def _tables_param(names: Sequence[str]) -> Param:
+    return Param(
+        [],
+        type="array",
+        items={"type": "string", "enum": list(names)} if names else {"type": "string"},
+        examples=list(names),
+        uniqueItems=True,
+        title="Tables",
+        description="Only these tables; none means all.",
+    )
+
+
 def _default_args() -> dict[str, Any]:
     # An API server that restarts costs a try; 3 tries a minute apart outlast it.
     delay = timedelta(seconds=int(os.environ.get("COLDCHAIN_RETRY_SECONDS", "60")))
@@ -109,15 +172,7 @@ def _default_args() -> dict[str, Any]:
 def _params(names: Sequence[str]) -> dict[str, Param]:
     when = "ISO 8601 with a zone, on the quarter hour, such as 2026-02-10T00:00:00Z"
     return {
-        "tables": Param(
-            [],
-            type="array",
-            items={"type": "string", "enum": list(names)} if names else {"type": "string"},
-            examples=list(names),
-            uniqueItems=True,
-            title="Tables",
-            description="Only these tables; none means all.",
-        ),
+        "tables": _tables_param(names),
         "start": Param(
             None,
             type=["null", "string"],

@@ -118,7 +118,8 @@ def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -
         paths = sorted(unowned)
         raise ForeignFiles(
             f"table={name}: main of {turn.spec.target} holds {len(paths)} files that no segment owns, as {paths[0]}: "
-            "remove them or roll main back, nothing moves until then"
+            "roll main back or remove them, or rebuild a ledger that was lost or restored (DAG coldchain_recover); "
+            "nothing moves until then"
         )
     if not lost and not restored and turn.ledger.state(name).base == base:
         return

@@ -6,6 +6,7 @@ Reading never raises over a bad entry: the entry becomes a BadTable, whose task 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +123,11 @@ def load_registry(path: Path = DEFAULT_PATH) -> Registry:
     if not isinstance(data, Mapping) or not isinstance(data.get("tables"), list):
         return _unreadable(path, f"{path.name} line 1: must hold a list named tables")
     return _build(path, data, lines)
+
+
+def configured_registry() -> Registry:
+    """Read the registry that COLDCHAIN_REGISTRY names, or the shipped one."""
+    return load_registry(Path(os.environ.get("COLDCHAIN_REGISTRY", DEFAULT_PATH)))
 
 
 def _unreadable(path: Path, why: str) -> Registry:

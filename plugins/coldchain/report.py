@@ -6,11 +6,9 @@ Both read the addresses from the environment (`make up` writes them to the env f
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -25,7 +23,7 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us
 from coldchain.lake import Lake, columns_of, drift_of, head_of, live_files
 from coldchain.proof import Found, read_files
-from coldchain.registry import DEFAULT_PATH, load_registry
+from coldchain.registry import configured_registry
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
@@ -201,7 +199,7 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) not in (["status"], ["verify"]):
         print("usage: python -m coldchain.report status|verify", file=sys.stderr)
         return 64
-    registry = load_registry(Path(os.environ.get("COLDCHAIN_REGISTRY", DEFAULT_PATH)))
+    registry = configured_registry()
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for problem in registry.problems:
         console.print(f"[red]{problem}[/]")

@@ -25,6 +25,7 @@ from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
+from tests.lab import append_foreign
 
 ROOT = Path(__file__).parents[2]
 DAG = "coldchain_offload"
@@ -257,7 +258,7 @@ def test_8b_a_table_of_a_group_that_fails_takes_out_itself_alone(story: Story) -
     """Somebody appends to one of the bars: it is blocked by name, its siblings and the late row's other tables move."""
     table = story.catalog.load_table("cold.gold_ohlcv_5m")
     ours = table.current_snapshot().snapshot_id
-    table.append(table.scan(limit=1).to_arrow())
+    append_foreign(table)
     story.insert_copy(900_003_901)
     run_id = story.api.trigger(DAG, {})
     assert story.wait([run_id]) == ["failed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from coldchain.core.errors import (
 from coldchain.core.job import Stage
 from coldchain.core.request import Request
 from coldchain.lake import head_of, live_files
-from coldchain_spark.datafile import data_file
 from coldchain_spark.footer import split_tail
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Streamed
-from tests.lab import Lab, yesterday
+from tests.lab import Lab, append_foreign, yesterday
 
 QUARTER = timedelta(minutes=15)
 START = yesterday()
@@ -232,12 +230,7 @@ def test_foreign_files_block_the_table_and_are_named(lab: Lab) -> None:
     lab.insert_many(START, 10, 1_000_000)
     lab.run()
     table = lab.lake.require(lab.spec.target)
-    (file,) = live_files(table, head_of(table)).values()
-    foreign = f"{table.location()}/data/part-00000.parquet"  # as an append-only tool would name it
-    shutil.copy(file.file_path, foreign)
-    twin = data_file(table, read_footer(foreign))
-    with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
-        snapshot.append_data_file(twin)
+    append_foreign(table)
     with pytest.raises(ForeignFiles, match=r"files that no segment owns, as .*\.parquet"):
         lab.read(run_key="test/two")
 

@@ -146,6 +146,15 @@ class Ledger(Protocol):
         What is restored may differ from the source for long: the last comparison counts only up to its start.
         """
 
+    def reset_comparison(self, name: str, token: str) -> None:
+        """Forget up to where the source was compared: the next run compares all of it. Fenced if overtaken."""
+
+    def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
+        """Let the watermark pass expired segments, for a person gave them up; return it. Fenced if overtaken."""
+
+    def renew_epoch(self) -> None:
+        """Begin a new life of the ledger: every token of the old one is void."""
+
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         """Append an event to the record of attempts."""
 

@@ -267,6 +267,20 @@ class MemoryLedger:
             table.base = base
             self._write_watermark(table)
 
+    def reset_comparison(self, name: str, token: str) -> None:
+        with self._transaction(name, token) as table:
+            table.compared_to_us = None
+
+    def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
+        with self._transaction(name, token) as table:
+            for segment_id in segment_ids:
+                if table.rows[segment_id].segment.state == "expired":
+                    self._set_state(table, segment_id, "empty")
+            return self._write_watermark(table)
+
+    def renew_epoch(self) -> None:
+        self._epoch = str(uuid.uuid4())
+
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction(name) as table:
             attempt = Attempt(token, event, copy.deepcopy(detail or {}), self._now_us())

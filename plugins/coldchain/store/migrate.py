@@ -1,7 +1,7 @@
 """Bring the ledger's schema up to date: `python -m coldchain.store.migrate`, as the owner of its database.
 
 Each file of include/sql/postgres is applied once, in order, in a transaction of its own. A migration is never
-edited after it has landed; a change is a new file.
+edited after it has landed; a change is a new file. Those of its folder `always` are harmless and applied every time.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def migrate(uri: str, folder: Path = MIGRATIONS) -> list[str]:
                 "CREATE TABLE IF NOT EXISTS public.coldchain_migrations ("
                 "number integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
             )
+            # A schema that was dropped, or never restored, takes its migrations with it.
+            cursor.execute("DELETE FROM public.coldchain_migrations WHERE to_regnamespace('coldchain') IS NULL")
             cursor.execute("SELECT number FROM public.coldchain_migrations")
             done = {number for (number,) in cursor.fetchall()}
         for path in sorted(folder.glob("*.sql")):
@@ -48,6 +50,9 @@ def migrate(uri: str, folder: Path = MIGRATIONS) -> list[str]:
                     "INSERT INTO public.coldchain_migrations (number, name) VALUES (%s, %s)", (int(match[1]), path.name)
                 )
             applied.append(path.name)
+        for path in sorted((folder / "always").glob("*.sql")):
+            with connection, connection.cursor() as cursor:
+                cursor.execute(path.read_text(encoding="utf-8"))
     finally:
         connection.close()
     return applied

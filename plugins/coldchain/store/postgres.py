@@ -413,6 +413,25 @@ class PostgresLedger:
             self._write_base(cursor, table_id, base)
             self._write_watermark(cursor, name, table_id)
 
+    def reset_comparison(self, name: str, token: str) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            cursor.execute("UPDATE coldchain.tables SET compared_to = NULL WHERE table_id = %s", (table_id,))
+
+    def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            cursor.execute(
+                "UPDATE coldchain.segments SET state = 'empty', updated_at = clock_timestamp() "
+                "WHERE table_id = %s AND state = 'expired' AND segment_id = ANY(%s)",
+                (table_id, list(segment_ids)),
+            )
+            return self._write_watermark(cursor, name, table_id)
+
+    def renew_epoch(self) -> None:
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE coldchain.epoch SET epoch = gen_random_uuid(), made_at = clock_timestamp()")
+
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction() as cursor:
             cursor.execute(

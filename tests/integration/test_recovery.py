@@ -1,0 +1,216 @@
+"""The ledger lost, restored from an older dump, or wrong: rebuilt from Iceberg, and the next run converges."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import psycopg2
+import pytest
+
+from coldchain.core.errors import BadRequest, Fenced, ForeignFiles, Permanent
+from coldchain.core.order import Order
+from coldchain.core.request import Request
+from coldchain.core.windows import DAY_US, MINUTE_US, to_us
+from coldchain.lake import head_of, live_files
+from coldchain.recovery import carry_out
+from coldchain.store.migrate import migrate
+from coldchain.store.postgres import PostgresLedger
+from tests.lab import Lab, append_foreign, yesterday
+
+START = yesterday()
+HOUR = timedelta(hours=1)
+WHY = "the ledger's disk was lost"
+
+
+def rebuild(lab: Lab, *, is_dry: bool = False) -> str:
+    return carry_out(lab.turn("recovery/1"), Order("rebuild", WHY, is_dry=is_dry))
+
+
+@pytest.fixture
+def fresh(lab: Lab) -> Iterator[Any]:
+    """Make databases for ledgers of the test's own; a call makes an empty ledger and gives it to the lab."""
+    owner = lab.environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", "")
+    kept, made = lab.ledger, []
+
+    def make() -> None:
+        name = f"coldchain_{uuid.uuid4().hex[:12]}"
+        connection = psycopg2.connect(lab.environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", ""))
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE DATABASE {name} OWNER coldchain_owner")
+        connection.close()
+        made.append(name)
+        migrate(owner.rpartition("/")[0] + f"/{name}")
+        use(lab, lab.settings.ledger_uri.rpartition("/")[0] + f"/{name}")
+
+    yield make
+    if lab.ledger is not kept:
+        lab.ledger.close()
+    lab.ledger = kept
+    connection = psycopg2.connect(lab.environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", ""))
+    connection.autocommit = True
+    for name in made:
+        connection.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
+    connection.close()
+
+
+def use(lab: Lab, uri: str) -> None:
+    """Let the lab, and the jobs that it runs, work with another ledger."""
+    lab.ledger, lab.settings = PostgresLedger.from_uri(uri), replace(lab.settings, ledger_uri=uri)
+
+
+def fill(lab: Lab) -> None:
+    """Publish three hours, a window each, the second with a late row, and leave a gap before a fourth."""
+    lab.insert_many(START, 180, int(MINUTE_US))
+    for hour in (0, 1, 2):
+        window = lab.window(START + hour * HOUR, START + (hour + 1) * HOUR)
+        lab.run(Request(window, None), run_key=f"test/{hour}")
+    lab.insert([(START + HOUR + timedelta(seconds=1), 900)])
+    lab.run(Request(lab.window(START + HOUR, START + 2 * HOUR), None), run_key="test/late")
+
+
+def test_a_lost_ledger_is_rebuilt_from_what_main_holds(lab: Lab, fresh: Any) -> None:
+    fill(lab)
+    before = lab.ledger.segments(lab.name)
+    fresh()
+    lab.ledger.register(lab.spec)
+    with pytest.raises(ForeignFiles, match="rebuild a ledger that was lost"):
+        lab.read(run_key="test/blocked")
+    head = head_of(lab.lake.require(lab.spec.target))
+    said = rebuild(lab, is_dry=True)
+    assert "dry run" in said
+    assert "3 windows of 3 files" in said
+    assert lab.ledger.segments(lab.name) == []
+    assert "taken from Iceberg into the ledger" in rebuild(lab)
+    after = lab.ledger.segments(lab.name)
+    assert [(s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in after] == [
+        (s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in before
+    ], "every segment is what it was, from its files alone"
+    reading = lab.run(run_key="test/next")
+    assert reading.work is None, "nothing moves again"
+    assert head_of(lab.lake.require(lab.spec.target)) == head
+    lab.insert([(START + timedelta(seconds=2), 901), (START + 5 * HOUR, 902)])
+    lab.run(run_key="test/new")
+    lab.check_equal(183)
+    assert "nothing to rebuild" in rebuild(lab)
+
+
+def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fresh: Any) -> None:
+    lab.insert_many(START, 180, int(MINUTE_US))
+    lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/before")
+    dumped = lab.ledger.segments(lab.name)
+    fresh()
+    rebuild(lab)  # stands for the restored dump: it knows the first hour only
+    assert [s.window for s in lab.ledger.segments(lab.name)] == [s.window for s in dumped]
+    old_token = lab.ledger.lease(lab.name).token
+    restored = lab.settings.ledger_uri
+    use(lab, lab.environment["COLDCHAIN_LEDGER_URI"])
+    lab.insert([(START + timedelta(seconds=1), 900)])
+    lab.run(run_key="test/after the dump")
+    lab.ledger.close()
+    use(lab, restored)
+    with pytest.raises(ForeignFiles):
+        lab.read(run_key="test/blocked")
+    rebuild(lab)
+    with pytest.raises(Fenced):
+        lab.ledger.renew(lab.name, old_token)
+    lab.run(run_key="test/next")
+    lab.check_equal(181)
+
+
+def test_a_foreign_file_is_named_and_nothing_is_taken(lab: Lab, fresh: Any) -> None:
+    fill(lab)
+    append_foreign(lab.lake.require(lab.spec.target))
+    fresh()
+    with pytest.raises(ForeignFiles, match="which Coldchain did not write"):
+        rebuild(lab)
+    assert lab.ledger.segments(lab.name) == []
+
+
+def test_expired_snapshots_don_t_matter(lab: Lab, fresh: Any) -> None:
+    fill(lab)
+    table = lab.lake.require(lab.spec.target)
+    old = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != head_of(table)]
+    table.maintenance.expire_snapshots().by_ids(old).commit()
+    fresh()
+    rebuild(lab)
+    assert lab.run(run_key="test/next").work is None
+    lab.check_equal(181)
+
+
+def test_a_reset_compares_all_and_moves_only_what_is_unequal(lab: Lab) -> None:
+    lab.spec = replace(lab.spec, late_horizon_us=15 * MINUTE_US)
+    fill(lab)
+    lab.run(run_key="test/rest")
+    lab.insert([(START + timedelta(seconds=2), 901)])
+    assert lab.run(run_key="test/too late").work is None, "the row came later than the late horizon"
+    said = carry_out(lab.turn("recovery/1"), Order("reset", "rows came after an outage", is_dry=False))
+    assert "compares all that the source holds" in said
+    reading = lab.run(run_key="test/next")
+    assert len(reading.plan.windows) == 1
+    lab.check_equal(182)
+    (reset,) = [a for a in lab.ledger.attempts(lab.name, "recovery/1") if a.event == "reset"]
+    assert reset.detail == {"reason": "rows came after an outage"}
+
+
+def test_what_the_source_forgot_holds_the_watermark_until_a_person_gives_it_up(lab: Lab) -> None:
+    lab.spec = replace(lab.spec, retention_us=3 * DAY_US)
+    old = START - timedelta(days=2)
+    lab.insert_many(old, 10, int(MINUTE_US))
+    lab.run(Request(lab.window(old, old + HOUR), None), run_key="test/one")
+    lab.insert_many(START, 10, int(MINUTE_US), first=100)
+    lab.spec = replace(lab.spec, retention_us=DAY_US // 2 * 3)
+    lab.run(run_key="test/two")
+    expired = [s for s in lab.ledger.segments(lab.name) if s.state == "expired"]
+    assert expired
+    held_us = lab.ledger.state(lab.name).watermark_us
+    assert held_us == expired[0].window.start_us
+    ids = tuple(s.segment_id for s in expired)
+    order = Order("accept", "the exchange was closed", ids)
+    assert "would be given up as lost" in carry_out(lab.turn("recovery/1"), order)
+    assert lab.ledger.state(lab.name).watermark_us == held_us
+    carry_out(lab.turn("recovery/1"), replace(order, is_dry=False))
+    watermark_us = lab.ledger.state(lab.name).watermark_us
+    assert watermark_us is not None
+    assert watermark_us > to_us(START)
+    with pytest.raises(Permanent, match="are no expired segments; expired are none"):
+        carry_out(lab.turn("recovery/1"), order)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason", "segments", "words"),
+    [
+        ("erase", WHY, (), "action='erase' is not allowed: write one of rebuild, reset, accept"),
+        ("reset", " no ", (), "parameter reason is missing"),
+        ("accept", WHY, (), "parameter segments holds the ids"),
+        ("reset", WHY, (3,), "parameter segments holds the ids"),
+    ],
+)
+def test_a_wrong_order_is_refused(action: str, reason: str, segments: tuple[int, ...], words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        Order(action, reason, segments)
+
+
+def test_a_dropped_watermark_table_and_a_dropped_schema_come_back_with_the_migration(lab: Lab, fresh: Any) -> None:
+    fill(lab)
+    fresh()
+    name = lab.settings.ledger_uri.rpartition("/")[2]
+    owner = lab.environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", "").rpartition("/")[0] + f"/{name}"
+    rebuild(lab)
+    for statement in ("DROP TABLE coldchain.offload_watermarks", "DROP SCHEMA coldchain CASCADE"):
+        connection = psycopg2.connect(owner)
+        connection.autocommit = True
+        connection.cursor().execute(statement)
+        connection.close()
+        with pytest.raises(Permanent, match=r"run python -m coldchain\.store\.migrate"):
+            lab.run(run_key=f"test/{statement}")
+        migrate(owner)
+        rebuild(lab)
+        lab.insert([(START + timedelta(seconds=len(statement)), len(statement))])
+        lab.run(run_key=f"test/after {statement}")
+        lab.check_equal(182 if "TABLE" in statement else 183)
+    table = lab.lake.require(lab.spec.target)
+    assert len(live_files(table, head_of(table))) == 3
