@@ -16,7 +16,7 @@ from pyiceberg.catalog import Catalog, load_catalog
 
 from tests import comparer
 from tests.comparer import compare
-from tests.market import Market, binance, coinbase, kraken
+from tests.market import Market, binance, coinbase, forget, kraken
 
 MONEY, MOMENT, TEXTS = pa.decimal128(38, 8), pa.timestamp("us", "UTC"), pa.list_(pa.string())
 SILVER = {
@@ -67,7 +67,7 @@ def market(environment: dict[str, str]) -> Iterator[Market]:
         coinbase(f"{made.base}-USD", 3, at_us + 86_399_999_999, "1.5", "2"),
     )
     yield made
-    made.client.close()
+    forget([made])
 
 
 @pytest.mark.parametrize("id_type", [pa.uuid(), pa.string()], ids=["uuid", "text"])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from stack.clickhouse import schema_files
 from tests.comparer import connect_clickhouse
-from tests.market import EPOCH, WIDTHS_S, Delivery, Market, bars, binance, coinbase, kraken, message_id
+from tests.market import EPOCH, WIDTHS_S, Delivery, Market, bars, binance, coinbase, forget, kraken, message_id
 
 CENT = Decimal("0.00000001")
 INGESTION = ("ingestion_timestamp", "processed_at")
@@ -31,8 +31,8 @@ DAY_US = first_day_us()
 def markets(environment: dict[str, str]) -> Iterator[list[Market]]:
     made: list[Market] = []
     yield made
-    for market in made:
-        market.client.close()
+    if made:
+        forget(made)
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""Requests and replies lost between us and PostgreSQL or ClickHouse: what landed is found out, and nothing is doubled.
+
+Proxies between each step and its services cut the line at a chosen statement; a thread reads `main` all the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.errors import ColdchainError
+from coldchain.lake import Lake
+from coldchain.store.postgres import PostgresLedger
+from tests.faults.test_kills import watched
+from tests.lab import Lab, yesterday
+from tests.proxy import Fault, proxy
+
+START = yesterday()
+STEPS = ("read", "offload", "finish")
+
+CATALOG, LEDGER, SOURCE = "catalog", "ledger", "source"
+COMMIT = b"COMMIT"
+PG_MODES = ("lost request", "lost reply", "terminated")
+
+# The statement whose COMMIT is hit, and the step that sends it.
+CATALOG_POINTS = [
+    pytest.param(
+        "offload", b"UPDATE iceberg_tables", id="stage: the branch is made", marks=pytest.mark.fault("F12-F14")
+    ),
+    pytest.param("finish", b"UPDATE iceberg_tables", id="publish: main is moved", marks=pytest.mark.fault("F19")),
+]
+LEDGER_POINTS = [
+    pytest.param("read", b"UPDATE coldchain.leases SET n = n + 1", id="claim", marks=pytest.mark.fault("F01-F03")),
+    pytest.param(
+        "read", b"UPDATE coldchain.tables SET origin", id="comparison recorded", marks=pytest.mark.fault("F40")
+    ),
+    pytest.param("offload", b"'staged'", id="staged recorded", marks=pytest.mark.fault("F15")),
+    pytest.param("finish", b"'validated'", id="validated recorded", marks=pytest.mark.fault("F18")),
+    pytest.param("finish", b"'publishing', ", id="segments publishing", marks=pytest.mark.fault("F18")),
+    pytest.param("finish", b"state = CASE WHEN rows = 0", id="segments published", marks=pytest.mark.fault("F21")),
+    pytest.param("finish", b"'committed'", id="committed recorded", marks=pytest.mark.fault("F22")),
+]
+
+
+def prepare(lab: Lab) -> None:
+    """Publish 20 rows, then add 7 late ones and 5 of another window: 32 in all."""
+    lab.insert_many(START, 20, 1_000_000)
+    lab.run(run_key="test/before")
+    lab.insert_many(START + timedelta(seconds=1, microseconds=5), 7, 1_000_000, first=100)
+    lab.insert_many(START - timedelta(days=1), 5, 1_000_000, first=200)
+
+
+@contextmanager
+def failing(lab: Lab, service: str, fault: Fault) -> Iterator[None]:
+    """Let the lab reach one service through a proxy that fails."""
+    kept = lab.settings, lab.ledger, lab.lake, lab.client
+    uri = {CATALOG: kept[0].catalog_uri, LEDGER: kept[0].ledger_uri, SOURCE: kept[0].clickhouse_url}[service]
+    host, port = re.search(r"(127\.0\.0\.1|localhost):(\d+)", uri).groups()  # type: ignore[union-attr]
+    with proxy(host, int(port), fault) as at:
+        through = uri.replace(f"{host}:{port}", f"127.0.0.1:{at}")
+        if service == CATALOG:
+            lab.settings = replace(lab.settings, catalog_uri=through)
+            lab.lake = Lake(lab.settings.catalog_properties)
+        elif service == LEDGER:
+            lab.settings = replace(lab.settings, ledger_uri=through)
+            lab.ledger = PostgresLedger.from_uri(through)
+        else:
+            lab.settings = replace(lab.settings, clickhouse_url=through)
+            lab.client = HttpClickHouse(through, lab.settings.clickhouse_user, lab.settings.clickhouse_password)
+        try:
+            yield
+        finally:
+            if lab.ledger is not kept[1]:
+                lab.ledger.close()
+            lab.settings, lab.ledger, lab.lake, lab.client = kept
+
+
+def go(lab: Lab, run_key: str, *, until: str = "finish", service: str = "", fault: Fault | None = None) -> bool:
+    """Run the steps of a run up to one of them, that one through a failing proxy; tell whether all succeeded.
+
+    What fails must fail with a sentence: anything but a ColdchainError, or an outcome that says so, is a bug.
+    """
+    reading = None
+    for step in STEPS:
+        is_hit = fault is not None and step == until
+        with failing(lab, service, fault) if is_hit and fault else _nothing():
+            try:
+                if step == "read":
+                    reading = lab.read(run_key=run_key)
+                elif reading is None or reading.work is None:
+                    return True
+                elif step == "offload":
+                    outcome = lab.offload(reading, run_key)
+                    if outcome.outcome == "failed":
+                        assert "failed unexpectedly (" not in outcome.message, outcome.message
+                        return False
+                else:
+                    lab.finish(reading, run_key)
+            except ColdchainError as error:
+                said = str(error)
+                if "\n" in said:
+                    raise AssertionError(f"not a sentence: {said}") from error
+                return False
+        if is_hit:
+            return True
+    return True
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def converge(lab: Lab, recovery: str) -> None:
+    """Recover as a user would: the same run again (retry, clear), or just the next one."""
+    run_key = "test/run" if recovery == "retry" else "test/next"
+    if recovery == "next run":  # the lease of a run that died runs out
+        with lab.ledger._transaction() as cursor:
+            cursor.execute("UPDATE coldchain.leases SET expires_at = '-infinity'")
+    for _ in range(3):
+        if go(lab, run_key):
+            break
+    lab.check_equal(32)
+    assert lab.run(run_key="test/idle").work is None
+
+
+@pytest.mark.parametrize("recovery", ["retry", "next run"])
+@pytest.mark.parametrize("mode", PG_MODES)
+@pytest.mark.parametrize(("step", "statement"), CATALOG_POINTS)
+def test_a_commit_of_the_catalog_is_cut(lab: Lab, step: str, statement: bytes, mode: str, recovery: str) -> None:
+    prepare(lab)
+    fault = Fault(mode, COMMIT, armed_by=statement)
+    with watched(lab, {20, 32}):
+        go(lab, "test/run", until=step, service=CATALOG, fault=fault)
+        assert fault.fired == 1, "the fault did not happen"
+        converge(lab, recovery)
+
+
+@pytest.mark.parametrize("recovery", ["retry", "next run"])
+@pytest.mark.parametrize("mode", PG_MODES)
+@pytest.mark.parametrize(("step", "statement"), LEDGER_POINTS)
+def test_a_commit_of_the_ledger_is_cut(lab: Lab, step: str, statement: bytes, mode: str, recovery: str) -> None:
+    prepare(lab)
+    fault = Fault(mode, COMMIT, armed_by=statement)
+    with watched(lab, {20, 32}):
+        go(lab, "test/run", until=step, service=LEDGER, fault=fault)
+        assert fault.fired == 1, "the fault did not happen"
+        converge(lab, recovery)
+
+
+@pytest.mark.fault("F04-F05")
+@pytest.mark.parametrize("mode", ["cut", "reset", "lost request"])
+@pytest.mark.parametrize("after_bytes", [0, 700, 3_000])
+def test_clickhouse_breaks_off_while_it_streams(lab: Lab, mode: str, after_bytes: int) -> None:
+    """HTTP 200 has been sent by then: only the footer says that a stream was whole."""
+    prepare(lab)
+    fault = Fault(mode, b"FORMAT Parquet", after_bytes=after_bytes, times=99)
+    with watched(lab, {20, 32}):
+        assert not go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
+        assert fault.fired > 0
+        converge(lab, "retry")
+
+
+@pytest.mark.fault("F05")
+def test_a_stream_that_breaks_off_once_is_fetched_again(lab: Lab) -> None:
+    prepare(lab)
+    fault = Fault("cut", b"FORMAT Parquet", after_bytes=1_500)
+    with watched(lab, {20, 32}):
+        go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
+        assert fault.fired == 1
+        converge(lab, "retry")
+
+
+@pytest.mark.fault("F04")
+def test_clickhouse_stalls(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coldchain_spark.stream.HttpClickHouse", _impatient)
+    prepare(lab)
+    fault = Fault("stall", b"FORMAT Parquet", after_bytes=500, times=99)
+    with watched(lab, {20, 32}):
+        assert not go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
+        assert fault.fired > 0
+        converge(lab, "retry")
+
+
+def _impatient(url: str, user: str, password: str) -> HttpClickHouse:
+    return HttpClickHouse(url, user, password, timeout_s=2)
