@@ -45,6 +45,10 @@ status: environment ## Show watermark, lag, segments, rows and proof per table
 verify: environment ## Compare every published window with its source, by content
 	@$(VENV) -m stack verify
 
+.PHONY: discover
+discover: environment ## Print a registry entry for a table of the running ClickHouse (TABLE=database.table)
+	@$(VENV) -m stack discover
+
 .PHONY: recover
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
 	@$(VENV) -m stack recover

@@ -59,6 +59,12 @@ def _verify() -> int:
     return _report("verify")
 
 
+def _discover() -> int:
+    stack = require_stack()
+    command = [sys.executable, "-m", "coldchain.discover", os.environ.get("TABLE", "")]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
 def _recover() -> int:
     stack = require_stack()
     wanted = os.environ
@@ -100,6 +106,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "check": _check,
     "clean": _clean,
     "demo": _demo,
+    "discover": _discover,
     "down": _down,
     "load": _load,
     "logs": _logs,
