@@ -100,7 +100,8 @@ def test_what_can_not_be_offloaded_is_said_in_a_sentence(other: Lab, table: str,
 
 def test_what_a_person_must_decide_is_said(other: Lab) -> None:
     other.execute(
-        f"CREATE TABLE k2.{other.name}_other (day DateTime, id UInt64, sums AggregateFunction(sum, UInt64), j SimpleAggregateFunction(max, Int256)) "
+        f"CREATE TABLE k2.{other.name}_other (day DateTime, id UInt64, sums AggregateFunction(sum, UInt64), "
+        "j SimpleAggregateFunction(max, Int256)) "
         "ENGINE = AggregatingMergeTree PARTITION BY toYYYYMM(day) ORDER BY (id, day) TTL day + INTERVAL 3 MONTH"
     )
     text = entry(describe(other.client, f"k2.{other.name}_other"))
