@@ -125,6 +125,17 @@ def _committing(target: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _refused(target: str) -> Iterator[None]:
+    """Say what a clear refusal means where nothing is visible yet: somebody else was faster, and it is tried again."""
+    try:
+        yield
+    except (CommitFailedException, ValidationException, ValueError) as error:
+        raise BaseMoved(
+            f"{target}: somebody changed it at the same moment ({error}): the task is tried again"
+        ) from error
+
+
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
@@ -162,7 +173,7 @@ class Lake:
     def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
         """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
         schema = iceberg_schema(columns)
-        with _reading(spec.target), _committing(spec.target):
+        with _reading(spec.target), _refused(spec.target), _committing(spec.target):
             with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
                 self.catalog.create_namespace(spec.target.rpartition(".")[0])
             with self.catalog.create_table_transaction(
@@ -340,7 +351,7 @@ def stage(
     target = ".".join(table.name())
     branch = branch_name(token)
     old, new = list(old), list(new)
-    with _reading(target), _committing(target):
+    with _reading(target), _refused(target), _committing(target):
         table.refresh()
         base = head_of(table)
         table.manage_snapshots().create_branch(snapshot_id=base, branch_name=branch).commit()

@@ -341,9 +341,12 @@ def _affordable(
     if not wanted or start_us is None or turn.spec.extent is not None or wanted[-1].end_us - start_us <= 2 * DAY_US:
         return wanted, False
     ahead = Window(floor_us(start_us, DAY_US), wanted[-1].end_us)
+    # What is done already costs nothing, and must not hide what lies behind it where an expired window holds the
+    # watermark for good.
+    open_windows = subtract([ahead], (segment.window for segment in turn.ledger.segments(turn.spec.name, ahead)))
     rows = 0
     by_day: dict[int, int] = {}
-    for days in source.counts([ahead], DAY_US).values():
+    for days in source.counts(open_windows, DAY_US).values() if open_windows else ():
         for day_us, count in days.items():
             by_day[day_us] = by_day.get(day_us, 0) + count
     for day_us in sorted(by_day):

@@ -59,6 +59,11 @@ class _Table:
     watermark: WatermarkRow | None = None
     versions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def copied(self) -> _Table:
+        """Copy what a transaction changes in place; segments, attempts and versions are never changed, only added."""
+        rows = {segment_id: replace(row) for segment_id, row in self.rows.items()}
+        return replace(self, rows=rows, attempts=[*self.attempts], versions={**self.versions})
+
 
 class MemoryLedger:
     """Implements `coldchain.store.ledger.Ledger`; every method is atomic. `clock` gives seconds."""
@@ -74,7 +79,7 @@ class MemoryLedger:
         """Work on a copy, which replaces the table only where nothing was raised."""
         if name not in self._tables:
             raise UnknownTable(f"table={name} is not in the ledger: its read_watermark task registers it")
-        table = copy.deepcopy(self._tables[name])
+        table = self._tables[name].copied()
         if token is not None and token != f"{self._epoch}-{table.n}":
             raise Fenced(
                 f"table={name}: token {token} was overtaken by {self._epoch}-{table.n} "

@@ -1,0 +1,1 @@
+"""A simulated source and Iceberg catalog, and processes that can be stopped between any two of their requests."""

@@ -1,0 +1,220 @@
+"""The one rule as a state machine: the real protocol, planner, driver and proof, whatever happens around them.
+
+The rules are the steps of `tests.sim.traces`: rows that come, change, move and go; runs, retries, clears in any order;
+processes that die, freeze and wake before any of their requests; lost requests and replies; leases that run out; others
+who move main. After each step `World.check` looks; at the end of a life faults stop, and main must equal the source.
+
+    COLDCHAIN_MODEL_LIVES=5000 pytest tests/unit/test_state_machine.py    looks longer than CI does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from coldchain import lake as iceberg, proof, protocol
+from coldchain.core.job import Stage
+from coldchain.lake import Lake, base_of
+from coldchain.store.ledger import Base
+from coldchain.store.memory import MemoryLedger
+from tests.sim import source
+from tests.sim.traces import CONFIG, STEPS, Step, trace
+from tests.sim.world import Violation, World, simulated
+
+LIVES = int(os.environ.get("COLDCHAIN_MODEL_LIVES", "220"))
+STEPS_OF_A_LIFE = 50
+NEEDED = (
+    "kill.ledger.begin_publish", "kill.ledger.publish", "kill.catalog.refs", "reply.catalog.refs", "cut", "rollback",
+    "commit.Fenced", "commit.Superseded", "validate.ProofFailed", "offload.SourceMoving", "offload.BaseMoved",
+    "read.SourceShrank", "read.LeaseHeld",
+)  # fmt: skip
+happened: Counter[str] = Counter()
+
+
+def _strategy(kind: Any) -> st.SearchStrategy[Any]:
+    return st.integers(kind[1], kind[2]) if kind[0] == "int" else st.sampled_from(kind)
+
+
+def _step(verb: str) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(verb), *(_strategy(kind) for kind in STEPS[verb][1]))
+
+
+class Life(RuleBasedStateMachine):
+    """A world that hypothesis steers; a failing life is printed as the steps that led there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = contextlib.ExitStack()
+        self.world = self._stack.enter_context(simulated(World()))
+
+    @initialize(limits=st.tuples(st.just("config"), *map(_strategy, CONFIG)))
+    def begin(self, limits: Step) -> None:
+        self.world.do(limits)
+
+    @rule(step=st.sampled_from([verb for verb, (weight, _) in STEPS.items() for _ in range(weight)]).flatmap(_step))
+    def live(self, step: Step) -> None:
+        self.world.do(step)
+
+    def teardown(self) -> None:
+        try:
+            self.world.converge()
+            happened.update(self.world.happened, steps=self.world.steps)
+        finally:
+            self._stack.close()
+
+
+def test_the_protocol_keeps_its_promises_in_every_life() -> None:
+    happened.clear()
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=LIVES,
+            stateful_step_count=STEPS_OF_A_LIFE,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert happened["steps"] >= 10_000, happened
+    # The lives were worth living: every kind of thing happened, and the points that matter were met.
+    for needed in NEEDED:
+        assert happened[needed], (needed, happened)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lives_made_up_from_a_seed_end_well(seed: int) -> None:
+    """The same that are lived again over the real services."""
+    with simulated(World()) as world:
+        for step in trace(seed, 60):
+            world.do(step)
+        world.converge()
+
+
+# Lives that once ended badly, as short as they could be made.
+ONCE_BROKEN: dict[str, list[Step]] = {
+    "what expired holds the watermark, and the rows behind it never moved": [
+        ("config", 96, 2, 3, 1, 1, 0),
+        ("tick", 9),
+        ("insert", 3, 0, 2, "b"), ("insert", 7, 2, 1, None), ("insert", 12, 0, 1, "a"), ("insert", 5, 1, 2, None),
+        ("insert", 7, 2, 0, None),
+    ],
+    "a branch is made while somebody else commits": [
+        ("config", 96, 1_000, 1_000_000, 1_000, 0, 2),
+        ("whole", 0, True),
+        ("insert", 3, 0, 0, None),
+        ("aim", 0, ("offload", "catalog.refs"), "conflict", True),
+        ("finish", 0),
+    ],
+    "a zombie stages after another has published": [
+        ("config", 96, 1_000, 1_000_000, 1_000, 0, 2),
+        ("whole", 0, True),
+        ("insert", 3, 0, 0, None),
+        ("aim", 1, ("offload", "catalog.snapshot"), "freeze", True),
+        ("whole", 2, True),
+        ("finish", 0),
+    ],
+    "two create the table at once": [
+        ("config", 96, 1_000, 1_000_000, 1_000, 0, 2),
+        ("aim", 0, ("offload", "catalog.snapshot"), "freeze", True),
+        ("whole", 1, True),
+        ("finish", 0),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", ONCE_BROKEN.values(), ids=ONCE_BROKEN)
+def test_a_life_that_once_ended_badly_ends_well(steps: list[Step]) -> None:
+    with simulated(World()) as world:
+        for step in steps:
+            world.do(step)
+        world.converge()
+
+
+def no_token() -> Any:
+    real = MemoryLedger._transaction
+    return mock.patch.object(MemoryLedger, "_transaction", lambda self, name, token=None: real(self, name))
+
+
+def append_only() -> Any:
+    real = iceberg.stage
+    return mock.patch.object(iceberg, "stage", lambda table, token, old, *rest: real(table, token, [], *rest))
+
+
+@contextlib.contextmanager
+def append_only_unseen() -> Iterator[None]:
+    with append_only(), mock.patch.object(proof, "_prove_files"):
+        yield
+
+
+@contextlib.contextmanager
+def no_base_check() -> Iterator[None]:
+    """Publish whatever was proven, on whatever main has become by now."""
+
+    def move(lake: Lake, target: str, snapshot_id: int, base_snapshot_id: int, token: str) -> Base:
+        table = lake.require(target)
+        with iceberg._committing(target):
+            table.manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id).commit()
+        return base_of(table)
+
+    real = protocol._publish
+
+    def publish(turn: Any, stage: Stage) -> int | None:
+        return real(turn, replace(stage, base_snapshot_id=iceberg.head_of(turn.lake.require(turn.spec.target))))
+
+    with mock.patch.object(protocol, "move_main", move), mock.patch.object(protocol, "_publish", publish):
+        yield
+
+
+def no_content() -> Any:
+    return mock.patch.object(proof, "_prove_segment")
+
+
+@contextlib.contextmanager
+def no_nulls() -> Iterator[None]:
+    with mock.patch.object(source, "is_null_hashed", [False]):
+        yield
+
+
+def no_healing() -> Any:
+    return mock.patch.object(protocol, "_heal")
+
+
+# What is broken, and the promise that must then be seen to be broken.
+BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "a token that was overtaken writes": (no_token, "overtaken, changed something"),
+    "new files beside the old ones": (append_only, "fails in quiet times"),
+    "new files beside the old ones, and nobody looks": (append_only_unseen, "twice|overlapping windows are live"),
+    "publishing without a look at the base": (no_base_check, "made on another"),
+    "a proof that counts and does not compare": (no_content, "what the source never held"),
+    "a NULL that hides its row from the fingerprint": (no_nulls, "what the source never held|main differs"),
+    "what a dead task left is not decided": (no_healing, "own other files|quiet times"),
+}
+
+
+@pytest.mark.parametrize(("broken", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_protocol_is_found_out(broken: Callable[[], Any], said: str) -> None:
+    """The promises can be broken, and then it shows."""
+    with broken(), pytest.raises(Violation, match=said):
+        run_state_machine_as_test(
+            Life,
+            settings=settings(
+                max_examples=2_000,
+                stateful_step_count=STEPS_OF_A_LIFE,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
