@@ -6,7 +6,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY
+export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT
 
 .PHONY: help
 help: ## This list
@@ -40,6 +40,10 @@ run: environment ## Trigger the offload and follow it (START= END= TABLES= MODE=
 .PHONY: status
 status: environment ## Show watermark, lag, segments, rows and proof per table
 	@$(VENV) -m stack status
+
+.PHONY: report
+report: environment ## Print what was measured per table and for the last run (FORMAT=table|markdown|json)
+	@$(VENV) -m stack report
 
 .PHONY: verify
 verify: environment ## Compare every published window with its source, by content

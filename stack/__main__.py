@@ -65,6 +65,12 @@ def _discover() -> int:
     return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
 
 
+def _measured() -> int:
+    stack = require_stack()
+    command = [sys.executable, "-m", "coldchain.measured", os.environ.get("FORMAT") or "table"]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
 def _recover() -> int:
     stack = require_stack()
     wanted = os.environ
@@ -111,6 +117,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "load": _load,
     "logs": _logs,
     "recover": _recover,
+    "report": _measured,
     "run": _run,
     "services": _services,
     "status": _status,

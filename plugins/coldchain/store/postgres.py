@@ -448,6 +448,21 @@ class PostgresLedger:
             )
             return [Attempt(token, event, detail, to_us(at)) for token, event, detail, at in cursor.fetchall()]
 
+    def last_published(self, name: str) -> tuple[str, list[Attempt]]:
+        """Read the run that published last, and its events up to then, the oldest first; nothing where none did."""
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT a.run_key, a.token, a.event, a.detail, a.at FROM coldchain.attempts a JOIN (SELECT run_key, "
+                "attempt_id FROM coldchain.attempts WHERE table_id = %(id)s AND event = 'committed' "
+                "ORDER BY attempt_id DESC LIMIT 1) last USING (run_key) "
+                "WHERE a.attempt_id <= last.attempt_id AND a.table_id = %(id)s ORDER BY a.attempt_id",
+                {"id": table_id},
+            )
+            rows = cursor.fetchall()
+        events = [Attempt(token, event, detail, to_us(at)) for _, token, event, detail, at in rows]
+        return (rows[0][0] if rows else ""), events
+
     def _write_watermark(self, cursor: Any, name: str, table_id: int) -> int | None:
         watermark_us = self._watermark(cursor, table_id)
         cursor.execute(

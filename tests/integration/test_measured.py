@@ -1,0 +1,69 @@
+"""`make report`: measured results, from what Iceberg holds and what the ledger recorded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+from coldchain.core.windows import format_us, to_us
+from coldchain.measured import measure, show, steps_of, whole_of
+from coldchain.store.ledger import Attempt
+from tests.lab import Lab, yesterday
+
+START = yesterday()
+
+
+def test_a_table_is_measured(lab: Lab) -> None:
+    lab.spec = replace(lab.spec, checks={"unique": True, "rows": {"max": 1}, "warn": ["rows"]})
+    lab.insert_many(START, 100, 60_000_000)
+    lab.insert([(START + timedelta(minutes=1), 900)], symbol="OTHER")
+    lab.run()
+    lab.run(run_key="test/idle")
+    measured, events = measure(lab.ledger, lab.lake, lab.spec)
+    assert (measured.rows, measured.symbols, measured.files, measured.windows) == (101, 2, 1, 1)
+    assert (measured.earliest, measured.latest) == (
+        format_us(to_us(START)), format_us(to_us(START + timedelta(minutes=99)))
+    )  # fmt: skip
+    assert measured.bytes_per_row == round(measured.bytes / 101, 1)
+    assert measured.checks == "1 passed, 1 warned"
+    assert measured.run == "test/run", "the run that published, not the idle one after it"
+    assert measured.run_s is not None
+    assert None not in (measured.offload_s, measured.validate_s, measured.commit_s)
+    assert sum((measured.offload_s or 0, measured.validate_s or 0, measured.commit_s or 0)) <= measured.run_s + 0.05
+    whole = whole_of({lab.name: events}, [measured])
+    assert whole is not None
+    assert (whole.run, whole.tables, whole.rows, whole.efficiency) == ("test/run", 1, 101, 1.0)
+    found = json.loads(show([measured], whole, "json"))
+    assert found["tables"][0]["rows"] == 101
+    for how in ("table", "markdown"):
+        text = show([measured], whole, how)
+        assert lab.name in text
+        assert "parallel efficiency 1.00" in text
+
+
+def test_a_table_that_never_moved_is_measured_too(lab: Lab) -> None:
+    measured, events = measure(lab.ledger, lab.lake, lab.spec)
+    assert (measured.rows, measured.files, measured.run, measured.run_s, events) == (0, 0, "", None, [])
+    assert whole_of({lab.name: events}, [measured]) is None
+    assert "nothing was published yet" in show([measured], None, "markdown")
+
+
+def test_steps_are_told_from_the_try_that_succeeded() -> None:
+    names = ["started", "started", "failed", "started", "staged", "validated", "publishing", "committed"]
+    events = [Attempt("t", name, {}, second * 1_000_000) for second, name in enumerate(names)]
+    assert steps_of(events) == {"offload_s": 1.0, "validate_s": 1.0, "commit_s": 2.0, "run_s": 7.0}
+
+
+def test_tables_side_by_side_are_more_efficient_than_one_after_the_other(lab: Lab) -> None:
+    measured, _ = measure(lab.ledger, lab.lake, lab.spec)
+    one, two = replace(measured, table="one", run="r"), replace(measured, table="two", run="r")
+
+    def events(*seconds: int) -> list[Attempt]:
+        return [Attempt("t", "committed", {}, second * 1_000_000) for second in seconds]
+
+    side_by_side = whole_of({"one": events(0, 10), "two": events(0, 10)}, [one, two])
+    in_turn = whole_of({"one": events(0, 10), "two": events(10, 20)}, [one, two])
+    assert side_by_side is not None
+    assert in_turn is not None
+    assert (side_by_side.efficiency, in_turn.efficiency) == (1.0, 0.5)
