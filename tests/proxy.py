@@ -62,7 +62,7 @@ class _Line:
             with contextlib.suppress(OSError):
                 if reset:
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                each.close() if reset else each.shutdown(socket.SHUT_RDWR)
+                each.shutdown(socket.SHUT_RDWR)  # a thread that waits for this line's bytes would keep it open
             with contextlib.suppress(OSError):
                 each.close()
 
@@ -115,13 +115,19 @@ class _Line:
 @contextlib.contextmanager
 def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
     """Listen on a port of loopback and pass everything on, but for the fault; yield the port."""
+    lines: list[_Line] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     client, _ = listener.accept()
-                    _Line(client, (host, port), fault)
+                    lines.append(_Line(client, (host, port), fault))
 
         threading.Thread(target=accept, daemon=True).start()
-        yield int(listener.getsockname()[1])
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for line in lines:
+                line.close()
