@@ -2,7 +2,7 @@
 -- history is. They begin with this migration; attempts and segments are counted where they are written, so that no
 -- restart, and nobody who forgets to, can lose one.
 CREATE INDEX segments_published ON coldchain.segments (table_id, lower("window")) WHERE state = 'published';
-CREATE INDEX segments_by_publication ON coldchain.segments (created_at) INCLUDE (table_id, rows, bytes)
+CREATE INDEX segments_by_publication ON coldchain.segments (table_id, created_at) INCLUDE (rows, bytes)
     WHERE state = 'published';
 CREATE INDEX segments_unwell ON coldchain.segments (table_id, state) WHERE state IN ('expired', 'publishing');
 CREATE INDEX attempts_by_run ON coldchain.attempts (table_id, run_key, attempt_id DESC);

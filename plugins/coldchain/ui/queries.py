@@ -128,10 +128,9 @@ _FACTS = """
     CROSS JOIN coldchain.epoch e
     LEFT JOIN coldchain.offload_watermarks w USING (table_name)
     LEFT JOIN coldchain.leases l USING (table_id)
-    LEFT JOIN (
-        SELECT table_id, sum(rows) AS rows, sum(bytes) AS bytes FROM coldchain.segments
-        WHERE state = 'published' AND created_at >= date_trunc('day', clock_timestamp(), 'UTC') GROUP BY table_id
-    ) today USING (table_id)
+    LEFT JOIN LATERAL (SELECT sum(rows) AS rows, sum(bytes) AS bytes FROM coldchain.segments s
+        WHERE s.table_id = t.table_id AND state = 'published'
+        AND created_at >= date_trunc('day', now(), 'UTC')) today ON true
     LEFT JOIN LATERAL (SELECT lower("window") AS at FROM coldchain.segments s WHERE s.table_id = t.table_id
         AND state = 'published' ORDER BY lower("window") LIMIT 1) first ON true
     LEFT JOIN LATERAL (SELECT upper("window") AS at FROM coldchain.segments s WHERE s.table_id = t.table_id
