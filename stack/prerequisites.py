@@ -44,7 +44,7 @@ def install_java() -> None:
 
 
 def install(what: str, *packages: str) -> bool:
-    """Install the first of some packages that the system has; false where there is no apt-get or it has none of them."""
+    """Install the first of some packages that the system has; false where apt-get is missing or has none."""
     if shutil.which("apt-get") is None:
         return False
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
