@@ -35,15 +35,19 @@ CREATE FUNCTION coldchain.count_attempt() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
     before text;       -- the run's event before this one
+    before_task text;
     stage text;
     since timestamptz;
     seconds double precision;
 BEGIN
-    PERFORM coldchain.raise_counter(NEW.table_id, 'events', NEW.event, 1);
+    SELECT event, detail ->> 'task' INTO before, before_task FROM coldchain.attempts
+    WHERE table_id = NEW.table_id AND run_key = NEW.run_key AND attempt_id < NEW.attempt_id
+    ORDER BY attempt_id DESC LIMIT 1;
+    -- The task, and then Airflow's callback for it, may both say that a try failed.
+    IF NEW.event <> 'failed' OR before IS DISTINCT FROM 'failed' THEN
+        PERFORM coldchain.raise_counter(NEW.table_id, 'events', NEW.event, 1);
+    END IF;
     IF NEW.event = 'started' THEN
-        SELECT event INTO before FROM coldchain.attempts
-        WHERE table_id = NEW.table_id AND run_key = NEW.run_key AND attempt_id < NEW.attempt_id
-        ORDER BY attempt_id DESC LIMIT 1;
         -- read_watermark and offload both start: one attempt.
         IF before IS DISTINCT FROM 'started' THEN
             PERFORM coldchain.raise_counter(NEW.table_id, 'attempts', CASE
@@ -57,7 +61,8 @@ BEGIN
         PERFORM coldchain.raise_counter(NEW.table_id, 'rows_read', '', coalesce((
             SELECT sum(rows::text::double precision)
             FROM jsonb_path_query(NEW.detail, '$.segments[*].rows ? (@.type() == "number")') AS rows), 0));
-    ELSIF NEW.event = 'failed' AND NEW.detail ->> 'task' LIKE '%.validate' THEN
+    ELSIF NEW.event = 'failed' AND NEW.detail ->> 'task' LIKE '%.validate'
+        AND (before = 'staged' OR before_task = 'validate') THEN  -- else there was nothing to prove
         PERFORM coldchain.raise_counter(NEW.table_id, 'validations_failed', '', 1);
     END IF;
     stage := CASE NEW.event WHEN 'staged' THEN 'read' WHEN 'validated' THEN 'validate' WHEN 'committed' THEN 'publish' END;

@@ -26,7 +26,7 @@ _may_read = requires_access_dag(method="GET", param_dag_id=DAG_ID)
 async def require_reader(request: Request) -> None:
     """Let in who is logged in to Airflow and may read the DAG, and on `/metrics` who has the token; else 401 or 403."""
     bearer = await bearer_scheme(request)
-    is_metrics = request.url.path.endswith("/metrics")
+    is_metrics = request.url.path == f"{request.scope.get('root_path', '')}/metrics"
     if is_metrics and bearer and await run_in_threadpool(is_metrics_token, bearer.credentials):
         return
     try:

@@ -287,6 +287,10 @@ def _time(moment: datetime | None) -> str:
     return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
+def _minute(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -297,7 +301,7 @@ def _templates() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"duration": _duration, "size": _bytes, "time": _time, "to_json": json.dumps}
+    made.filters |= {"duration": _duration, "size": _bytes, "time": _time, "minute": _minute, "to_json": json.dumps}
     made.globals |= {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     made.globals |= {"signs": status.SIGNS}
     return made

@@ -86,7 +86,7 @@ DECLARED = (
     _gauge("check_broken_rows", "rows that broke quality checks in the last proof (checks that only warn)"),
     _counter("windows", "windows by what became of them: published with rows or a correction, noop (no rows), expired",
              "outcome"),
-    _counter("runs", "ends of a table's runs", "outcome"),
+    _counter("runs", "ends of a table's tries", "outcome"),
     _counter("attempts", "starts of a table's attempts: by schedule, by hand, by a backfill, as a retry after a "
              "failure, by clearing a run that had ended", "cause"),
     _counter("rows_read", "rows staged from the source, published or not"),
