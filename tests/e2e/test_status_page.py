@@ -211,6 +211,17 @@ def test_nothing_comes_from_elsewhere(page: Page, airflow: dict[str, str]) -> No
     assert all(url.startswith(airflow["AIRFLOW_URL"]) for url in asked), asked
 
 
+def test_a_login_opens_the_metrics(page: Page, airflow: dict[str, str]) -> None:
+    answer = page.context.request.get("/coldchain/metrics")
+    assert answer.status == 200
+    (line,) = [
+        each
+        for each in answer.text().splitlines()
+        if each.startswith(f'coldchain_rows_published_total{{table="{TABLE}"')
+    ]
+    assert float(line.split()[1]) > 0
+
+
 def test_the_form_triggers_a_run(page: Page, api: AirflowApi) -> None:
     page.goto(f"/coldchain/tables/{TABLE}")
     page.get_by_label("Mode").select_option("plan")

@@ -38,7 +38,8 @@ def facts(**changes: Any) -> Facts:
         ({"expired": 1}, "expired"),
         ({"expired": 1, "state": "failed"}, "failed"),
         ({"state": "running"}, "running"),
-        ({"watermark": None}, "on time"),  # the source is empty
+        ({"watermark": None, "origin": None}, "on time"),  # the source is empty
+        ({"watermark": None}, "late"),
         ({"last_event": None}, "never run"),
     ],
 )

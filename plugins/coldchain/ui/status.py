@@ -117,7 +117,8 @@ def _state(spec: TableSpec, facts: Facts | None, lag_s: float | None, headroom_s
         return "failed"
     if facts.expired:
         return "expired"
-    if lag_s is not None and lag_s > limit_s(spec):
+    is_lost = lag_s is None and facts.origin is not None  # rows are known of, but the watermark's row is gone
+    if is_lost or (lag_s is not None and lag_s > limit_s(spec)):
         return "late"
     if headroom_s is not None and headroom_s < min(HEADROOM_LOW_S, spec.retention_us / 2e6):  # type: ignore[operator]
         return "at risk"
