@@ -1,4 +1,4 @@
-"""What the machine must have before anything starts: Python 3.11 and a Java 17 or 21."""
+"""What the machine must have before anything starts: Python 3.11 and a Java 17 or 21; the tests a Chromium too."""
 
 import os
 import re
@@ -28,6 +28,8 @@ def check() -> None:
         raise StackError(f"Python 3.11 is needed and this is {found}: run `make`, which looks for python3.11.")
     if os.environ.get("CI") == "true" and find_java() is None:
         install_java()
+    if os.environ.get("CI") == "true" and find_chromium() is None:
+        install("Chromium", "chromium")  # without it the test that needs it says so
     check_java()
 
 
@@ -37,20 +39,25 @@ def install_java() -> None:
     Raises:
         StackError: apt-get is missing or has none.
     """
+    if not install("Java", *(f"openjdk-{version}-jre-headless" for version in JAVA_VERSIONS)):
+        raise StackError(f"Java is missing and apt-get could not install it: {HOW_TO_GET_JAVA}.")
+
+
+def install(what: str, *packages: str) -> bool:
+    """Install the first of some packages that the system has; false where apt-get is missing or has none."""
+    if shutil.which("apt-get") is None:
+        return False
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-    if shutil.which("apt-get") is None:
-        raise StackError(f"Java is missing and there is no apt-get to install it with: {HOW_TO_GET_JAVA}.")
-    say("Java is missing: installing it, because CI=true")
+    say(f"{what} is missing: installing it, because CI=true")
     subprocess.run([*apt, "update", "-qq"], check=False)
-    for version in JAVA_VERSIONS:
-        package = f"openjdk-{version}-jre-headless"
-        if (
-            subprocess.run([*apt, "install", "-y", "-qq", "--no-install-recommends", package], check=False).returncode
-            == 0
-        ):
-            return
-    raise StackError(f"apt-get could not install a Java: {HOW_TO_GET_JAVA}.")
+    command = [*apt, "install", "-y", "-qq", "--no-install-recommends"]
+    return any(subprocess.run([*command, package], check=False).returncode == 0 for package in packages)
+
+
+def find_chromium() -> str | None:
+    """Return the browser that the tests of the status page drive; nothing else needs one."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def check_java() -> None:

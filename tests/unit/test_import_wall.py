@@ -49,7 +49,9 @@ def test_the_core_is_pure() -> None:
         (PLUGINS, ("coldchain.protocol", "coldchain.proof", "coldchain.report"), {"airflow", "pyspark"}),
         (SPARK, ("coldchain_spark",), {"airflow"}),
         (PLUGINS, ("coldchain.operators", "coldchain.sensors", "coldchain.triggers", "coldchain.connections",
-                   "coldchain.turns", "coldchain.failures", "coldchain.dagfactory"), {"pyspark"}),
+                   "coldchain.turns", "coldchain.failures", "coldchain.dagfactory", "coldchain.ui"), {"pyspark"}),
+        # Every component and every task of Airflow imports the plugin.
+        (PLUGINS, ("coldchain_plugin",), {"pyspark", "pyiceberg", "chdb", "prometheus_client", "psycopg2"}),
         # What every parse of the DAG and every task pays for.
         (PLUGINS, ("coldchain.dagfactory",), {"pyspark", "pyiceberg", "pyarrow", "chdb", "clickhouse_driver"}),
     ],
@@ -161,3 +163,10 @@ def test_a_dag_file_is_tiny_and_is_not_skipped(path: Path) -> None:
 def test_the_plugin_loader_leaves_the_package_alone() -> None:
     """It would import every file by its bare name: a `types.py` replaced the standard library's."""
     assert (PLUGINS / ".airflowignore").read_text(encoding="utf-8").split() == ["/coldchain/"]
+    assert [path.name for path in PLUGINS.glob("*.py")] == ["coldchain_plugin.py"]
+
+
+def test_the_plugin_only_names_what_there_is() -> None:
+    assert (PLUGINS / "coldchain_plugin.py").read_text(encoding="utf-8").count("\n") <= 40
+    imported = imports_of(PLUGINS / "coldchain_plugin.py")
+    assert all(is_of(name, (*STDLIB, "airflow", "coldchain.ui")) for name in imported)

@@ -1,0 +1,67 @@
+"""Who may look, and where the ledger is: everything that the page takes from Airflow, whose internals these are.
+
+Whoever may read the offload DAG may read its status. FastAPI apps of plugins are open to anyone by default, so
+`require_reader` stands on the app itself and no route can forget it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from urllib.parse import quote, urlencode
+
+from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
+from airflow.models.connection import Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
+from fastapi import HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+
+from coldchain.core.errors import Permanent
+
+DAG_ID = "coldchain_offload"
+POSTGRES, METRICS = "coldchain_postgres", "coldchain_metrics"
+_may_read = requires_access_dag(method="GET", param_dag_id=DAG_ID)
+
+
+async def require_reader(request: Request) -> None:
+    """Let in who is logged in to Airflow and may read the DAG, and on `/metrics` who has the token; else 401 or 403."""
+    bearer = await bearer_scheme(request)
+    is_metrics = request.url.path == f"{request.scope.get('root_path', '')}/metrics"
+    if is_metrics and bearer and await run_in_threadpool(is_metrics_token, bearer.credentials):
+        return
+    try:
+        user = await get_user(request, None, bearer)
+    except HTTPException:
+        said = "log in to Airflow first" + (", or send the metrics token as a bearer token" if is_metrics else "")
+        raise HTTPException(401, said, headers={"WWW-Authenticate": "Bearer"}) from None
+    await run_in_threadpool(_may_read, request, user)
+
+
+def is_metrics_token(sent: str) -> bool:
+    """Compare in constant time; false where no token is set."""
+    wanted = metrics_token()
+    return bool(wanted) and hmac.compare_digest(sent.encode(), wanted.encode())
+
+
+def metrics_token() -> str:
+    """Return COLDCHAIN_METRICS_TOKEN, or the password of connection `coldchain_metrics`, or nothing."""
+    if token := os.environ.get("COLDCHAIN_METRICS_TOKEN"):
+        return token
+    try:
+        return Connection.get_connection_from_secrets(METRICS).password or ""
+    except AirflowNotFoundException:
+        return ""
+
+
+def ledger_uri() -> str:
+    """Return the ledger's address from its Airflow connection; Permanent says how to make one that is missing."""
+    try:
+        found = Connection.get_connection_from_secrets(POSTGRES)
+    except AirflowNotFoundException:
+        raise Permanent(
+            f"Airflow connection {POSTGRES} does not exist: add it under Admin, Connections, or set "
+            f"AIRFLOW_CONN_{POSTGRES.upper()}"
+        ) from None
+    who = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
+    options = urlencode({key: value for key, value in found.extra_dejson.items() if key.startswith("ssl")})
+    return f"postgresql://{who}@{found.host}:{found.port or 5432}/{found.schema}" + (f"?{options}" if options else "")

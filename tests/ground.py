@@ -1,0 +1,114 @@
+"""A registry and a ledger of a test's own, filled as runs fill it, and the status page over both."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from airflow.api_fastapi.app import create_auth_manager
+from fastapi.testclient import TestClient
+
+from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.job import Stage, StagedSegment
+from coldchain.core.windows import DAY_US, MINUTE_US, Window, floor_us, to_us
+from coldchain.registry import load_registry
+from coldchain.store.ledger import Base, Comparison
+from coldchain.store.postgres import PostgresLedger
+from coldchain.ui import access, app as page
+
+GRID_US = 15 * MINUTE_US
+
+
+class Ground:
+    """A registry of the test's own, its ledger, and the page over both."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, entries: int = 1, **changes: Any) -> None:
+        shipped = yaml.safe_load((Path(__file__).parents[1] / "include" / "tables.yaml").read_text())
+        self.names = [f"t_{uuid.uuid4().hex[:12]}" for _ in range(entries)]
+        data = {
+            "defaults": shipped["defaults"],
+            "tables": [{**shipped["tables"][0], "target": f"cold.{name}", **changes} for name in self.names],
+        }
+        self.path = folder / "tables.yaml"
+        self.path.write_text(json.dumps(data))
+        self.name = self.names[0]
+        self.ledger = PostgresLedger.from_uri(environment["COLDCHAIN_LEDGER_URI"])
+        self.now_us = to_us(datetime.now(UTC))
+        self.run = 0
+
+    @property
+    def spec(self) -> Any:
+        """The first table."""
+        return load_registry(self.path).table(self.name)
+
+    def window(self, start_us: int, buckets: int) -> Window:
+        """Build a window of some buckets."""
+        return Window(start_us, start_us + buckets * GRID_US)
+
+    def begin(self, origin_us: int | None, kind: str = "scheduled") -> tuple[str, str]:
+        """Register, take the lease, start; return token and run."""
+        self.run += 1
+        run_key = f"coldchain_offload/{kind}__{self.run}"
+        self.ledger.register(self.spec)
+        token = self.ledger.acquire(self.name, run_key)
+        self.ledger.note(self.name, token, run_key, "started")
+        self.ledger.record_comparison(self.name, token, Comparison(origin_us, None, "v1", GRID_US))
+        return token, run_key
+
+    def publish(self, start_us: int, windows: int, rows: int = 7, snapshot: int | None = None, **more: Any) -> str:
+        """Publish windows as a run does; return the run."""
+        token, run_key = self.begin(start_us)
+        snapshot = snapshot or 9_000_000_000_000_000_000 + self.run
+        segments = tuple(
+            StagedSegment(
+                Window(at, at + GRID_US), Fingerprint(rows, 10_000_000_000_000_000_001), GRID_US,
+                {at: Fingerprint(rows, 10_000_000_000_000_000_001)}, (f"/warehouse/{uuid.uuid4()}.parquet",), 4096,
+                replaces=more.get("replaces", ()),
+            )
+            for at in range(start_us, start_us + windows * GRID_US, GRID_US)
+        )  # fmt: skip
+        stage = Stage(token, f"coldchain-{token}", snapshot, 1, "v1", segments)
+        self.ledger.record_version(self.name, token, "v1", [{"name": "price", "type": "Decimal(38, 8)"}], "")
+        self.ledger.note(self.name, token, run_key, "staged", stage.to_json())
+        found = {"snapshot_id": str(snapshot), "checks": more.get("checks", [])}
+        self.ledger.note(self.name, token, run_key, "validated", found)
+        self.ledger.begin_publish(self.name, token, stage)
+        self.ledger.publish(self.name, token, lambda: Base(str(uuid.uuid4()), "/m", snapshot))
+        self.ledger.note(self.name, token, run_key, "committed", {"snapshot_id": str(snapshot)})
+        self.ledger.mark(self.name, "success", seconds=12.5)
+        self.ledger.release(self.name, token)
+        return run_key
+
+    def fail(self, sentence: str, task: str = "offload") -> str:
+        """End a run as a failure callback does; return the run."""
+        token, run_key = self.begin(None)
+        self.ledger.note(self.name, token, run_key, "failed", {"task": f"bronze.{self.name}.{task}", "error": sentence})
+        self.ledger.mark(self.name, "failed", sentence)
+        self.ledger.release(self.name, token)
+        return run_key
+
+
+def open_client(
+    environment: dict[str, str], ground: Ground, monkeypatch: pytest.MonkeyPatch, is_logged_in: bool
+) -> Iterator[TestClient]:
+    """Serve the app on the test's registry and ledger."""
+    connection = environment["AIRFLOW_CONN_COLDCHAIN_POSTGRES"]
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_POSTGRES", connection)
+    monkeypatch.setenv("COLDCHAIN_REGISTRY", str(ground.path))
+    create_auth_manager()  # as the API server does
+    app = page.create_app()
+    if is_logged_in:
+        app.dependency_overrides[access.require_reader] = lambda: None
+    with TestClient(app, raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def day_us(ground: Ground, ago: int) -> int:
+    """Return the start of a day."""
+    return floor_us(ground.now_us, DAY_US) - ago * DAY_US

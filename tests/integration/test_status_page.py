@@ -1,0 +1,319 @@
+"""The status page and its JSON over a real ledger; Airflow's login is asked where it is the subject."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from coldchain.core.windows import MINUTE_US, floor_us
+from coldchain.ui import app as page, queries
+from tests.ground import GRID_US, Ground, day_us, open_client
+
+ROUTES = (
+    "/",
+    "/tables/x",
+    "/api/tables",
+    "/api/tables/x",
+    "/metrics",
+    "/nonsense",
+    "/tables/",
+    "/openapi.json",
+    "/docs",
+)
+
+
+@pytest.fixture
+def ground(environment: dict[str, str], tmp_path: Path) -> Iterator[Ground]:
+    """One table of the test's own."""
+    made = Ground(environment, tmp_path)
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture
+def client(environment: dict[str, str], ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """Somebody who is logged in."""
+    yield from open_client(environment, ground, monkeypatch, True)
+
+
+@pytest.fixture
+def stranger(environment: dict[str, str], ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """Somebody who is not; Airflow itself decides."""
+    yield from open_client(environment, ground, monkeypatch, False)
+
+
+def text_of(html: str) -> str:
+    """Return what a person reads: no tags, no script, single spaces."""
+    bare = re.sub(r"<(script|style).*?</\1>", " ", html, flags=re.DOTALL)
+    return unescape(" ".join(re.sub(r"<[^>]+>", " ", bare).split()))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_nobody_sees_anything_without_a_login(
+    stranger: TestClient, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDCHAIN_METRICS_TOKEN", "the right one")
+    for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer "}):
+        answer = stranger.get(route, headers=headers)
+        assert answer.status_code == 401, (route, headers, answer.text)
+        assert "log in to Airflow first" in answer.text
+
+
+def test_the_routes_above_are_all_there_are() -> None:
+    paths = {route.path for route in page.create_app().routes}
+    assert paths == {"/", "/tables/{name}", "/api/tables", "/api/tables/{name}", "/metrics", "/{path:path}"}
+
+
+def test_the_overview_says_how_a_table_is(client: TestClient, ground: Ground) -> None:
+    start_us = day_us(ground, 1)
+    windows = (floor_us(ground.now_us - MINUTE_US, GRID_US) - start_us) // GRID_US
+    checks = [{"kind": "unique", "name": "unique (id)", "severity": "block", "windows": windows, "broken": 0}]
+    ground.publish(start_us, windows, checks=checks)
+    html = client.get("/").text
+    said = text_of(html)
+    assert f"{ground.name} bronze ● on time" in said
+    assert f"{windows * 7:,}" in said
+    assert "committed" in said
+    assert "1 checks passed" in said
+    assert "6d 23h" in said, "the TTL's headroom"
+    assert "None needs attention" in said
+    row = client.get("/api/tables").json()["tables"][0]
+    assert row["state"] == "on time"
+    assert row["windows_missing"] == row["windows_pending"] == 0
+    assert 0 < row["lag_s"] < row["limit_s"] == 900 + 60 + 900
+    assert row["facts"]["rows_today"] == windows * 7
+    assert row["facts"]["bytes_today"] == windows * 4096
+    assert row["facts"]["earliest"].startswith(datetime.fromtimestamp(start_us / 1e6, UTC).strftime("%Y-%m-%d"))
+
+
+def test_a_strip_tells_states_apart_with_fingerprint_and_snapshot(client: TestClient, ground: Ground) -> None:
+    start_us = day_us(ground, 3)
+    ground.publish(start_us, 24, snapshot=111)  # six hours: one whole piece
+    ground.publish(start_us + 36 * GRID_US, 12, snapshot=222)  # three hours later: half a piece is missing
+    html = client.get("/").text
+    pieces = re.findall(r'<rect class="cell (\w+)".*?aria-label="([^"]+)"', html)
+    kinds = [kind for kind, _ in pieces if _.startswith("20")]
+    assert len(kinds) == 28
+    assert {"outside", "published", "missing"} <= set(kinds)
+    (whole,) = [said for kind, said in pieces if kind == "published" and "segment" in said]
+    total = 24 * 10_000_000_000_000_000_001 % 2**64
+    assert f"24 segments, 168 rows, fingerprint {total}, snapshot 111" in whole
+    (half,) = [said for kind, said in pieces if kind == "missing" and "segment" in said]
+    assert "3 of 6 hours are not there" in half
+    assert "snapshot 222" in half
+    row = client.get("/api/tables").json()["tables"][0]
+    assert row["windows_missing"] == 12, "the hole below the newest window"
+    assert row["windows_pending"] > 12
+    assert row["state"] == "late"
+
+
+def test_the_table_page_shows_segments_attempts_checks_schema_and_ways_out(client: TestClient, ground: Ground) -> None:
+    checks = [{"kind": "range", "name": "range price", "severity": "warn", "windows": 4, "broken": 3}]
+    run_key = ground.publish(day_us(ground, 2), 4, snapshot=333, checks=checks)
+    html = client.get(f"/tables/{ground.name}").text
+    said = text_of(html)
+    assert "range price ▲ broken warn 4 3" in said
+    assert said.count("10000000000000000001") >= 4
+    assert "price Decimal(38, 8)" in said
+    run = "/dags/coldchain_offload/runs/" + run_key.partition("/")[2]
+    assert f'href="{run}"' in html
+    assert f'href="{run}/tasks/bronze.{ground.name}.validate"' in html
+    assert f'data-table="{ground.name}"' in html
+    assert 'data-url="/api/v2/dags/coldchain_offload/dagRuns"' in html
+    found = client.get(f"/api/tables/{ground.name}").json()
+    assert [segment["snapshot_id"] for segment in found["segments"]] == [333] * 4
+    assert found["segments"][0]["hash"] == "10000000000000000001"
+    assert [a["event"] for a in found["attempts"]] == ["committed", "validated", "staged", "started"]
+    assert found["versions"][0]["columns"][0]["name"] == "price"
+
+
+def test_a_failure_is_a_sentence_with_the_way_to_its_log(client: TestClient, ground: Ground) -> None:
+    ground.publish(day_us(ground, 1), 2)
+    run_key = ground.fail("ClickHouse is away")
+    assert "✖ failed" in text_of(client.get("/").text)
+    html = client.get(f"/tables/{ground.name}").text
+    assert "ClickHouse is away" in text_of(html)
+    assert f'/runs/{run_key.partition("/")[2]}/tasks/bronze.{ground.name}.offload"' in html
+
+
+def test_segments_and_attempts_are_paged(client: TestClient, ground: Ground) -> None:
+    ground.publish(day_us(ground, 4), 150)
+    for _ in range(20):
+        ground.publish(day_us(ground, 4) + 150 * GRID_US + ground.run * GRID_US, 1)
+    first = client.get(f"/tables/{ground.name}").text
+    older = unescape(re.search(r'href="(\?before=[^"]+)#segments"', first)[1])
+    second = client.get(f"/tables/{ground.name}{older}").text
+    ids = [set(re.findall(r'<td class="n">(\d+)</td></tr>', each)) for each in (first, second)]
+    assert len(ids[0]) == 100
+    assert len(ids[1]) == 70
+    assert not ids[0] & ids[1]
+    older = unescape(re.search(r'href="(\?attempts_before=\d+)#attempts"', first)[1])
+    assert "Older ones" in text_of(client.get(f"/tables/{ground.name}{older}").text)
+
+
+def test_a_table_that_never_ran_is_there(client: TestClient, ground: Ground) -> None:
+    assert "○ never run" in text_of(client.get("/").text)
+    assert "The ledger has never heard of this table" in text_of(client.get(f"/tables/{ground.name}").text)
+    assert client.get(f"/api/tables/{ground.name}").json()["segments"] == []
+
+
+def test_an_unknown_table_is_a_sentence(client: TestClient) -> None:
+    for route in ("/tables/{}", "/api/tables/{}"):
+        for name in ("nobody", "<b>x</b>", "x" * 5000, "%00", "'; DROP TABLE x"):
+            answer = client.get(route.format(name))
+            assert answer.status_code == 404, name
+            assert "There is no" in answer.text
+            assert "<b>x" not in answer.text or answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("query", ["before=yesterday", "before=2026-02-10T00:00:00", "attempts_before=x",
+                                   "attempts_before=99999999999999999999"])  # fmt: skip
+def test_a_bad_page_is_refused_and_breaks_nothing(client: TestClient, ground: Ground, query: str) -> None:
+    assert client.get(f"/tables/{ground.name}?{query}").status_code == 422
+
+
+def test_nothing_that_others_wrote_becomes_markup(client: TestClient, ground: Ground) -> None:
+    evil = "<script>alert('x')</script>\"'{{ 7 * 7 }}"
+    ground.publish(day_us(ground, 1), 1, checks=[{"name": evil, "severity": evil, "windows": 1, "broken": 1}])
+    ground.fail(evil)
+    for route in ("/", f"/?q={evil}&state={evil}", f"/tables/{ground.name}"):
+        answer = client.get(route)
+        assert answer.status_code == 200
+        assert "<script>alert" not in answer.text
+    assert escape(evil).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_nothing_is_fetched_from_elsewhere(client: TestClient, ground: Ground) -> None:
+    for route in ("/", f"/tables/{ground.name}"):
+        assert not re.findall(
+            r'(?:src|href|action)="(?:https?:)?//[^"]*"|url\(["\']?http|@import', client.get(route).text
+        )
+
+
+def test_a_broken_entry_shows_its_problem(client: TestClient, ground: Ground) -> None:
+    data = yaml.safe_load(ground.path.read_text())
+    data["tables"].append({**data["tables"][0], "target": "cold.bad_one", "grid": "7m"})
+    ground.path.write_text(json.dumps(data))
+    for route in ("/", "/tables/bad_one"):
+        said = text_of(client.get(route).text)
+        assert "✖ broken" in said
+        assert "grid='7m' is not allowed" in said
+    assert client.get("/api/tables").json()["tables"][0]["problems"]
+    ground.path.write_text("tables: [")
+    assert "can't be" in text_of(client.get("/").text)
+
+
+def test_a_ledger_that_is_away_is_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = {"conn_type": "postgres", "host": "127.0.0.1", "port": 1, "schema": "x", "login": "x", "password": "secret1"}
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_POSTGRES", json.dumps(away))
+    for route in ("/", "/api/tables", "/metrics"):
+        answer = client.get(route)
+        assert answer.status_code == 503
+        assert "the ledger in PostgreSQL failed" in answer.text
+        assert "secret1" not in answer.text
+
+
+def test_the_page_cannot_write(environment: dict[str, str]) -> None:
+    with pytest.raises(Exception, match="read-only transaction"):
+        with queries.open_reader(environment["COLDCHAIN_LEDGER_URI"]) as ledger:
+            ledger._rows("UPDATE coldchain.tables SET origin = NULL RETURNING 1")
+
+
+def test_a_page_costs_the_same_number_of_queries_whatever_it_shows(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it says what it took, on a registry of 500 tables, one of them with a year of segments."""
+    seen: list[int] = []
+    opened = queries.LedgerReader._rows
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        seen.append(1)
+        return opened(self, *arguments)
+
+    monkeypatch.setattr(queries.LedgerReader, "_rows", counted)
+    took: dict[str, dict[str, Any]] = {}
+    for entries in (1, 500):
+        (tmp_path / str(entries)).mkdir()
+        ground = Ground(environment, tmp_path / str(entries), entries)
+        if entries == 500:
+            _fill(environment, ground)
+        for client in open_client(environment, ground, monkeypatch, True):
+            client.get("/")  # reads the registry and compiles the templates
+            for route in (
+                "/",
+                "/?page=3",
+                "/api/tables",
+                "/metrics",
+                f"/tables/{ground.name}",
+                f"/api/tables/{ground.name}",
+            ):
+                seen.clear()
+                began = datetime.now()
+                answer = client.get(route)
+                seconds = (datetime.now() - began).total_seconds()
+                assert answer.status_code == 200
+                key = route.replace(ground.name, "{name}")
+                took.setdefault(key, {})[str(entries)] = {
+                    "queries": len(seen), "ms": round(seconds * 1000), "bytes": len(answer.content),
+                }  # fmt: skip
+        ground.ledger.close()
+    for route, found in took.items():
+        assert found["1"]["queries"] == found["500"]["queries"] <= 6, route
+    build = Path(__file__).parents[2] / "build"
+    build.mkdir(exist_ok=True)
+    (build / "status-page.json").write_text(json.dumps(took, indent=1))
+    print(json.dumps(took, indent=1))
+
+
+def _fill(environment: dict[str, str], ground: Ground) -> None:
+    """Give one table a year of quarter hours, and 499 a week of hours; attempts likewise."""
+    import psycopg2
+
+    with psycopg2.connect(environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", "")) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.tables (table_name, source, target, origin) "
+                "SELECT name, 's', 't', now() - interval '365 days' FROM unnest(%s) AS name",
+                (ground.names,),
+            )
+            for names, days, step in ((ground.names[:1], 365, "15 min"), (ground.names[1:], 7, "1 h")):
+                cursor.execute(
+                    'INSERT INTO coldchain.segments (table_id, "window", state, rows, hash, version, grid_us, buckets, '
+                    "bytes, snapshot_id, token, created_at) SELECT table_id, tstzrange(at, at + %(step)s::interval), "
+                    "'published', 100, 12345678901234567890, 'v1', 900000000, '[]', 5000, 42, 'x', "
+                    "at + %(step)s::interval FROM coldchain.tables, generate_series(date_trunc('hour', now()) "
+                    "- make_interval(days => %(days)s), date_trunc('hour', now()) - interval '1 h', "
+                    "%(step)s::interval) AS at WHERE table_name = ANY(%(names)s)",
+                    {"names": names, "days": days, "step": step},
+                )
+                cursor.execute(
+                    "INSERT INTO coldchain.attempts (table_id, token, run_key, event, at) SELECT table_id, 'x', "
+                    "'coldchain_offload/scheduled__' || n, 'idle', now() FROM coldchain.tables, "
+                    "generate_series(1, %(runs)s) AS n WHERE table_name = ANY(%(names)s)",
+                    {"names": names, "runs": 20_000 if days == 365 else 20},
+                )
+            cursor.execute(
+                "INSERT INTO coldchain.offload_watermarks (table_name, last_offload_timestamp, status) "
+                "SELECT name, date_trunc('hour', now()), 'success' FROM unnest(%s) AS name",
+                (ground.names,),
+            )
+            cursor.execute("ANALYZE coldchain.segments, coldchain.attempts, coldchain.tables, coldchain.counters")
+
+
+def test_a_day_of_lag_is_late_and_near_the_ttl_is_at_risk(client: TestClient, ground: Ground) -> None:
+    ground.publish(day_us(ground, 7), 1)
+    row = client.get("/api/tables").json()["tables"][0]
+    assert row["state"] == "late"
+    assert row["headroom_s"] < timedelta(days=1).total_seconds()
