@@ -6,16 +6,19 @@ The simulation is worth what it has in common with the real ones: each life must
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table.update import AddSnapshotUpdate
+from sqlalchemy import event
 
 from coldchain.lake import MAIN, live_files
 from coldchain.store.postgres import PostgresLedger
@@ -26,7 +29,7 @@ from tests.sim.traces import trace
 from tests.sim.world import World, simulated
 
 LIVES = 100
-STEPS_OF_A_LIFE = 30
+STEPS_OF_A_LIFE = 24
 
 
 class WatchedCatalog(SqlCatalog):
@@ -34,9 +37,12 @@ class WatchedCatalog(SqlCatalog):
 
     def __init__(self, processes: Processes, target: str, **properties: str) -> None:
         super().__init__("coldchain", **properties)
+        event.listen(self.engine, "connect", lambda line, _: line.execute("PRAGMA synchronous = OFF"))
+        self.engine.dispose()  # what the next line is opened with counts: no life outlasts a power cut
         self.processes, self.target = processes, target
         self.watch: Any = lambda before, head: None
         self._is_inside = False
+        self._latest: Any = None  # nobody else writes to this catalog
         self._files: dict[int, frozenset[str]] = {}
 
     @contextlib.contextmanager
@@ -67,27 +73,26 @@ class WatchedCatalog(SqlCatalog):
         before = self.head()
         with self._inside():
             answer = super().commit_table(table, requirements, updates)
+        self._latest = answer.metadata
         if (head := self.head()) is not None and head != before:
             self.watch(before, head)
         if fault == "reply":
             raise lost()
         return answer
 
-    def _metadata(self) -> Any:
-        with self._inside(), contextlib.suppress(NoSuchTableError):
-            return super().load_table(self.target).metadata
-        return None
-
     def move_main(self, snapshot_id: int) -> None:
         """Move main as somebody else would."""
         with self._inside():
-            super().load_table(self.target).manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id).commit()
+            table = super().load_table(self.target)
+            table.manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id).commit()
+        self._latest = table.metadata
 
     def touch(self) -> None:
         """Commit something that concerns no ref of ours."""
         with self._inside():
             table = super().load_table(self.target)
             table.manage_snapshots().create_tag(snapshot_id=self.head() or 0, tag_name="theirs").commit()
+        self._latest = table.metadata
 
     def head(self) -> int | None:
         """Return main's head."""
@@ -95,7 +100,7 @@ class WatchedCatalog(SqlCatalog):
 
     def parent(self, snapshot_id: int) -> int | None:
         """Return a snapshot's parent."""
-        found = self._metadata().snapshot_by_id(snapshot_id).parent_snapshot_id
+        found = self._latest.snapshot_by_id(snapshot_id).parent_snapshot_id
         return None if found is None else int(found)
 
     def paths(self, snapshot_id: int) -> frozenset[str]:
@@ -107,8 +112,7 @@ class WatchedCatalog(SqlCatalog):
 
     def refs(self) -> dict[str, int]:
         """Return every ref."""
-        metadata = self._metadata()
-        return {name: ref.snapshot_id for name, ref in metadata.refs.items()} if metadata else {}
+        return {name: ref.snapshot_id for name, ref in self._latest.refs.items()} if self._latest else {}
 
 
 class RealServices:
@@ -126,8 +130,12 @@ class RealServices:
     def ledger_of(self, process: str) -> Any:
         """Give a process a connection of its own."""
         if process not in self.used:
-            self.used[process] = self.free.pop() if self.free else PostgresLedger.from_uri(self.uri)
+            self.used[process] = self.free.pop() if self.free else PostgresLedger(self._connect)
         return self.used[process]
+
+    def _connect(self) -> Any:
+        return psycopg2.connect(re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", self.uri),
+                                options="-c synchronous_commit=off -c lock_timeout=30000")  # fmt: skip
 
     def ledger_done(self, process: str) -> None:
         """Keep its connection for another."""

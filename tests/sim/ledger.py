@@ -72,10 +72,11 @@ class WatchedLedger:
         process = self.processes.running
 
         def moved() -> Base:
-            base = move()
-            if process is not None and process.is_cut:
-                raise lost()
-            return base
+            try:
+                return move()
+            finally:
+                if process is not None and process.is_cut:
+                    raise lost()  # also instead of what `move` raised: the rollback fails
 
         def locked(name: str, token: str, _: Any) -> Any:
             self.lock.holder = process

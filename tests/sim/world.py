@@ -7,7 +7,6 @@ What a world does is told by steps, which are plain tuples: a state machine make
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import re
 import traceback
@@ -15,9 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
-
-from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-from pyiceberg.typedef import Record
 
 import coldchain_spark.offload as driver
 from coldchain import lake as iceberg, proof, protocol
@@ -31,7 +27,7 @@ from coldchain.core.errors import (
     Unavailable,
     UnknownTable,
 )
-from coldchain.core.job import JobTable, Stage, Work
+from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, floor_us
@@ -39,9 +35,11 @@ from coldchain.lake import Lake
 from coldchain.store.memory import MemoryLedger, WatermarkRow
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Failed, Streamed
+from tests.sim.driver import Driver, Staged, data_file
 from tests.sim.iceberg import SimulatedCatalog
 from tests.sim.ledger import Lock, WatchedLedger
 from tests.sim.processes import BLOCKED, Process, Processes
+from tests.sim.promises import Promises, Violation, must
 from tests.sim.source import (
     GRID_US,
     SLOTS,
@@ -66,16 +64,6 @@ SPEC = TableSpec(
 )  # fmt: skip
 
 
-class Violation(AssertionError):
-    """A promise was broken."""
-
-
-def must(is_so: bool, said: str) -> None:
-    """Raise Violation where a promise was broken."""
-    if not is_so:
-        raise Violation(said)
-
-
 @dataclass
 class Run:
     """A run of the DAG for this table: its identity never changes, its tasks may be cleared in any order."""
@@ -96,15 +84,6 @@ class Clock:
     def __call__(self) -> float:
         """Tell the time."""
         return self.now
-
-
-@dataclass
-class Staged:
-    """A staged snapshot: the versions of the source between which it was made."""
-
-    stage: Stage
-    since: int
-    until: int
 
 
 class MemoryServices:
@@ -136,7 +115,7 @@ class MemoryServices:
             self.ledger.overwrite_watermark_row(name, replace(row, last_offload_us=watermark_us))
 
 
-class World:
+class World(Promises):
     """The table and all that happens to it."""
 
     def __init__(self, services: Callable[[Processes], Any] = MemoryServices, name: str = "t") -> None:
@@ -538,97 +517,6 @@ class World:
         self.processes.pause("proof.read")
         return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
 
-    # -- promises ------------------------------------------------------------------------------------------------
-
-    def _check_fenced(self, verb: str, token: str, do: Callable[[], Any]) -> Any:
-        """An attempt that was overtaken changes nothing."""
-        real = self.services.ledger_of("simulation")
-        if real.lease(self.spec.name).token == token:
-            return do()
-        before, head = self._ledger_view(real), self.catalog.head()
-        try:
-            return do()
-        finally:
-            if before != self._ledger_view(real) or head != self.catalog.head():
-                self.broken.append(Violation(f"{verb} under {token}, which was overtaken, changed something"))
-
-    def _ledger_view(self, real: Any) -> Any:
-        name = self.spec.name
-        lease = real.lease(name)
-        return (
-            lease.token,
-            lease.holder,
-            lease.seconds_left > 0,
-            real.state(name),
-            real.segments(name),
-            real.publishing(name),
-            real.versions(name),
-        )
-
-    def check(self) -> None:
-        """Check every promise that must hold at any time; what readers of main see, `_watch` looks at."""
-        real = self.services.ledger_of("simulation")
-        try:
-            segments = real.segments(self.spec.name)
-        except ColdchainError:  # not registered yet
-            return
-        for one, other in itertools.pairwise(segments):
-            must(not one.window.overlaps(other.window), f"segments overlap: {one.window}, {other.window}")
-        state = real.state(self.spec.name)
-        if state.watermark_us is not None:
-            self._check_watermark(state.origin_us, state.watermark_us, segments)
-        head = self.catalog.head()
-        if head is not None and state.base is not None and state.base.main_snapshot_id == head:
-            owned = {path for segment in segments for path in segment.paths}
-            is_undecided = any(left.snapshot_id == head for left in real.publishing(self.spec.name))
-            must(is_undecided or owned == self.catalog.paths(head), "the segments own other files than main holds")
-
-    def _check_watermark(self, origin_us: int, watermark_us: int, segments: Sequence[Any]) -> None:
-        at = origin_us
-        for segment in segments:
-            if segment.window.end_us <= at or at >= watermark_us:
-                continue
-            must(segment.window.start_us <= at, f"the watermark passed a gap at {at}")
-            must(segment.state != "expired", "the watermark passed what was lost")
-            if segment.state == "empty":
-                was_empty = any(not self.history.rows(segment.window, n) for n in range(len(self.history.images)))
-                must(was_empty, f"{segment.window} is called empty and never was")
-            at = segment.window.end_us
-        must(at >= watermark_us, "the watermark passed the last segment")
-
-    def _watch(self, before: int | None, head: int) -> None:
-        """Look at main as a reader does, each time that it has moved."""
-        try:
-            self._check_main(before, head)
-        except Violation as violation:
-            self.broken.append(violation)
-
-    def _check_main(self, before: int | None, head: int) -> None:
-        paths = self.catalog.paths(head)
-        is_known = head in self.main
-        self.main.append(head)
-        must(paths <= self.files.keys(), "main names files that were deleted")
-        rows = [row for path in paths for row in self.files[path]]
-        must(len(rows) == len(set(rows)), "a reader of main sees a row twice")
-        ordered = sorted({owner.window for path in paths if (owner := iceberg.owner_of(path))})
-        for one, other in itertools.pairwise(ordered):
-            must(not one.overlaps(other), f"files of overlapping windows are live: {one}, {other}")
-        if is_known or (before is None and not paths):
-            return  # a rollback, or the table was made
-        must(head in self.proven, f"snapshot {head} was published and never proven")
-        must(self.catalog.parent(head) == before, f"snapshot {head} was published on {before}, and made on another")
-        self._check_images(head)
-
-    def _check_images(self, head: int) -> None:
-        """Every window that was published equals the source at an instant of its staging."""
-        staged = self.staged[head]
-        for segment in staged.stage.segments:
-            got = tuple(sorted(row for path in segment.paths for row in self.files[path]))
-            images = (self.history.rows(segment.window, n) for n in range(staged.since, staged.until + 1))
-            must(
-                any(got == image for image in images), f"{segment.window} was published with what the source never held"
-            )
-
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
         for process in list(self.processes.alive):
@@ -657,26 +545,7 @@ class World:
                 break
         else:
             raise Violation("runs find something to do for ever")
-        self._check_equal()
-
-    def _check_equal(self) -> None:
-        real, head = self.services.ledger_of("simulation"), self.catalog.head()
-        paths = self.catalog.paths(head) if head is not None else frozenset()
-        have = {row for path in paths for row in self.files[path]}
-        want = set(self.history.images[-1].values())
-        try:
-            segments = real.segments(self.spec.name)
-        except ColdchainError:
-            segments = []
-        exempt = [s.window for s in segments if s.state == "expired"]
-        if self.spec.retention_us is not None:
-            sealed_us = self.history.now_us - self.spec.retention_us + self.spec.seal_margin_us
-            exempt += [s.window for s in segments if s.window.start_us < sealed_us]
-        odd = [row for row in have ^ want if not any(w.start_us <= row.at_us < w.end_us for w in exempt)]
-        must(not odd, f"main differs from the source in quiet times, first by {odd[:1]}")
-        state = real.state(self.spec.name) if segments else None
-        if state is not None and not any(s.state == "expired" for s in segments):
-            must(state.watermark_us == slot_us(SLOTS), f"the watermark stays behind: {state.watermark_us}")
+        self.check_equal()
 
     def refs(self) -> Any:
         """Describe every ref by what a reader finds there, without ids that differ from catalog to catalog."""
@@ -692,45 +561,6 @@ class World:
     def end(self) -> None:
         """Give everything back."""
         self.processes.end()
-
-
-class Driver(driver._Offload):
-    """The real driver, whose executors and files are simulated."""
-
-    def __init__(self, world: World, job: JobTable, turn: protocol.Turn) -> None:
-        self.world, self.since = world, world.history.version
-        self.job, self.spec, self.turn, self.ledger, self.cores = job, job.spec, turn, turn.ledger, 1  # type: ignore[assignment]
-        self.source = SimulatedSource(world.history, world.processes)
-        self.written: list[str] = []
-        self.map = lambda _, slices: [world.stream(job.token, part) for part in slices]
-
-    def _stream_job(self, table: Any, columns: Any) -> Any:
-        return None
-
-    def _remove(self, paths: Any) -> None:
-        gone = set(paths)
-        for path in gone:
-            self.world.remove(path)
-        self.written = [path for path in self.written if path not in gone]
-
-    def _commit(self, table: Any, old: Any, new: Any, staged: Any) -> int:
-        snapshot_id = super()._commit(table, old, new, staged)
-        stage = Stage(self.job.token, "", snapshot_id, 0, "", tuple(staged))
-        self.world.staged[snapshot_id] = Staged(stage, self.since, self.world.history.version)
-        return snapshot_id
-
-
-def data_file(table: Any, file: Streamed) -> DataFile:
-    """Describe a file to Iceberg, without a footer to read."""
-    return DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=file.path,
-        file_format=FileFormat.PARQUET,
-        partition=Record(file.slice.window.start_us // DAY_US),
-        record_count=file.rows,
-        file_size_in_bytes=1,
-        spec_id=0,
-    )
 
 
 @contextlib.contextmanager

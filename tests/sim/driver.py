@@ -1,0 +1,67 @@
+"""The Spark driver's own code, with executors and files that are simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.typedef import Record
+
+import coldchain_spark.offload as driver
+from coldchain import protocol
+from coldchain.core.job import JobTable, Stage
+from coldchain.core.windows import DAY_US
+from coldchain_spark.stream import Streamed
+from tests.sim.source import SimulatedSource
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+@dataclass
+class Staged:
+    """A staged snapshot: the versions of the source between which it was made."""
+
+    stage: Stage
+    since: int
+    until: int
+
+
+class Driver(driver._Offload):
+    """The real driver, whose executors and files are simulated."""
+
+    def __init__(self, world: World, job: JobTable, turn: protocol.Turn) -> None:
+        self.world, self.since = world, world.history.version
+        self.job, self.spec, self.turn, self.ledger, self.cores = job, job.spec, turn, turn.ledger, 1  # type: ignore[assignment]
+        self.source = SimulatedSource(world.history, world.processes)
+        self.written: list[str] = []
+        self.map = lambda _, slices: [world.stream(job.token, part) for part in slices]
+
+    def _stream_job(self, table: Any, columns: Any) -> Any:
+        return None
+
+    def _remove(self, paths: Any) -> None:
+        gone = set(paths)
+        for path in gone:
+            self.world.remove(path)
+        self.written = [path for path in self.written if path not in gone]
+
+    def _commit(self, table: Any, old: Any, new: Any, staged: Any) -> int:
+        snapshot_id = super()._commit(table, old, new, staged)
+        stage = Stage(self.job.token, "", snapshot_id, 0, "", tuple(staged))
+        self.world.staged[snapshot_id] = Staged(stage, self.since, self.world.history.version)
+        return snapshot_id
+
+
+def data_file(table: Any, file: Streamed) -> DataFile:
+    """Describe a file to Iceberg, without a footer to read."""
+    return DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=file.path,
+        file_format=FileFormat.PARQUET,
+        partition=Record(file.slice.window.start_us // DAY_US),
+        record_count=file.rows,
+        file_size_in_bytes=1,
+        spec_id=0,
+    )
