@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Frame, Page, expect, sync_playwright
 
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.sql import Query
+from coldchain.settings import Settings
 from stack.airflow_api import AirflowApi, ApiError
 from stack.prerequisites import find_chromium
 
@@ -26,9 +29,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def api(airflow: dict[str, str], state: Path) -> AirflowApi:
-    """Load the shipped trades, and offload one table: the page then has something to show."""
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
+    """Offload one table: the page then has something to show. Trades are loaded where no test before has."""
+    settings = Settings.from_environment(airflow)
+    source = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
+        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
     api = AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
     deadline = time.monotonic() + 60
     while True:

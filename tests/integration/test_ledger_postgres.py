@@ -144,7 +144,7 @@ def test_of_two_migrations_at_once_one_does_the_work(empty_database: str) -> Non
 
 
 def test_a_migration_that_fails_leaves_nothing_of_itself(empty_database: str, tmp_path: Path) -> None:
-    (tmp_path / "001_good.sql").write_text("CREATE TABLE public.good (n int);")
+    (tmp_path / "001_good.sql").write_text("CREATE SCHEMA coldchain; CREATE TABLE public.good (n int);")
     (tmp_path / "002_bad.sql").write_text("CREATE TABLE public.half (n int); SELECT 1 / 0;")
     with pytest.raises(psycopg2.errors.DivisionByZero, match="division by zero"):
         migrate(empty_database, tmp_path)
