@@ -15,8 +15,9 @@ Who may write what, and when we die here:
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from coldchain import failpoint
@@ -129,7 +130,9 @@ def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -
                     name, len(lost), len(restored))  # fmt: skip
 
 
-def rules_for(spec: TableSpec, version: str, now_us: int, origin_us: int | None, allow_shrink: frozenset[int]) -> Rules:
+def rules_for(
+    spec: TableSpec, version: str, now_us: int, origin_us: int | None, allow_shrink: Mapping[int, int]
+) -> Rules:
     """Turn a table's settings into what the planner must respect at this moment of the source's clock.
 
     `origin_us` is the ledger's: before it nothing was ever known to hold rows.
@@ -182,11 +185,12 @@ def _same_by_older_columns(
 
 def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
     first = shrunk[0]
-    ids = [s.segment_id for s in shrunk]
+    approval = json.dumps(plan.approvals(shrunk))
     return (
         f"table={spec.name} window={first.window} segment={first.segment_id}: the source holds {first.source}, "
-        f"{first.published} are published{f' (and {len(ids) - 1} more segments)' if ids[1:] else ''}; "
-        f"they are not replaced: find out why {spec.source} lost rows, or run with allow_shrink={ids} to accept it"
+        f"{first.published} are published{f' (and {len(shrunk) - 1} more segments)' if shrunk[1:] else ''}; "
+        f"they are not replaced: find out why {spec.source} lost rows, or accept it "
+        f"(DAG coldchain_shrink, or a run with allow_shrink={approval})"
     )
 
 

@@ -93,7 +93,9 @@ def test_lost_rows_stop_the_table_until_a_person_approves_the_segment(lab: Lab) 
     with pytest.raises(SourceShrank, match=rf"segment={segment.segment_id}: the source holds 20 rows.*allow_shrink"):
         lab.read(run_key="test/shrunk")
     assert lab.ledger.lease(lab.name).holder is None, "a refused read gives the lease back"
-    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    with pytest.raises(SourceShrank, match=rf'allow_shrink=\["{segment.segment_id}:20"\]'):
+        lab.read(Request(None, None, allow_shrink={segment.segment_id: 21}), run_key="test/too much")
+    lab.run(Request(None, None, allow_shrink={segment.segment_id: 20}), run_key="test/approved")
     lab.check_equal(20)
 
 
@@ -102,7 +104,7 @@ def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
     lab.run()
     (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
     lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
-    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
     table = lab.lake.require(lab.spec.target)
     assert live_files(table, head_of(table)) == {}
     assert {s.state for s in lab.ledger.segments(lab.name)} == {"empty"}
