@@ -449,8 +449,13 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
 
 
 def _newest_try(turn: Turn) -> list[Attempt]:
-    """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own."""
+    """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own.
+
+    Tokens of another epoch don't count: they belong to a ledger that was lost, or from before a dump was restored.
+    """
+    epoch = turn.ledger.lease(turn.spec.name).token.rpartition("-")[0]
     events = turn.ledger.attempts(turn.spec.name, turn.run_key)
+    events = [attempt for attempt in events if attempt.token.rpartition("-")[0] == epoch]
     newest = max((_number(attempt.token) for attempt in events), default=0)
     return [attempt for attempt in events if _number(attempt.token) == newest]
 
