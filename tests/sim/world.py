@@ -20,6 +20,7 @@ from coldchain import lake as iceberg, proof, protocol
 from coldchain.core.errors import (
     ColdchainError,
     Fenced,
+    Incomplete,
     Permanent,
     SourceMoving,
     SourceShrank,
@@ -419,7 +420,7 @@ class World(Promises):
         except ColdchainError as error:
             self.failures.append((name, error))
             self._count(f"{verb}.{type(error).__name__}")
-            if isinstance(error, SourceShrank):
+            if isinstance(error, SourceShrank | Incomplete):
                 found = re.findall(r"(\d+):(\d+)", str(error).partition("allow_shrink=")[2])
                 run.shrunk = {int(number): int(rows) for number, rows in found}
         except Exception as error:
@@ -484,7 +485,7 @@ class World(Promises):
             with self._releasing(turn, stage.token):
                 protocol.publish(turn, stage, work)
         if work.complaint:
-            raise SourceShrank(work.complaint)
+            raise Incomplete(work.complaint)
 
     def limit_slices(self, rows: int, cores: int) -> int:
         """Return how many rows a slice holds."""
@@ -539,7 +540,7 @@ class World(Promises):
             self._raise_broken()
             self.check()
             for name, error in self.failures[failed:]:
-                must(isinstance(error, SourceShrank), f"{name} fails in quiet times: {error}")
+                must(isinstance(error, SourceShrank | Incomplete), f"{name} fails in quiet times: {error}")
             if run.shrunk:
                 allowed |= run.shrunk
             elif run.work is not None and not run.work.windows:
