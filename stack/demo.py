@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-from stack import follow, lifecycle
+from stack import follow, jars, lifecycle
 from stack.airflow_api import AirflowApi
 from stack.generate import load_generated
 from stack.load import derived, load_shipped
@@ -47,6 +47,15 @@ def report(stack: Stack, verb: str) -> int:
     """Print one of the package's own reports and return its exit code."""
     command = [sys.executable, "-m", "coldchain.report", verb]
     return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
+def second_proof(stack: Stack) -> int:
+    """Let Spark SQL read every published table, compare it with ClickHouse by another sum, and return the exit code."""
+    env = component_env(stack)
+    command = ["spark-submit", "--master", "local[2]", "--driver-memory", "1g"]
+    command += ["--driver-class-path", jars.resolve(env)]
+    command.append(str(CLONE / "spark" / "jobs" / "verify_tables.py"))
+    return subprocess.run(command, env=env, cwd=stack.work, check=False).returncode
 
 
 def prove(stack: Stack, expected: dict[str, int]) -> bool:
