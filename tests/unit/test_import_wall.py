@@ -93,7 +93,17 @@ SHARED = (
     "settings",
     "source",
 )
-AIRFLOW_SIDE = ("connections", "dagfactory", "failures", "operators", "sensors", "triggers", "turns", "ui")
+AIRFLOW_SIDE = (
+    "connections",
+    "dagfactory",
+    "downstream",
+    "failures",
+    "operators",
+    "sensors",
+    "triggers",
+    "turns",
+    "ui",
+)
 
 
 def files_of(base: Path, *names: str) -> list[Path]:
