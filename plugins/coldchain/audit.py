@@ -239,6 +239,7 @@ def _record(turn: Turn, chosen: Sequence[Segment], found: Audit, seconds: float)
             name,
             token,
             verified=[s.segment_id for s in chosen if s.segment_id not in bad],
+            unequal=sorted(bad),
             damaged=[f.segment.segment_id for f in repair if f.kind != "differing"],
             compared_to_us=min((f.segment.window.start_us for f in repair), default=None),
         )

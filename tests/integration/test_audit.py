@@ -64,6 +64,8 @@ def test_a_damaged_file_is_named_and_written_anew(lab: Lab, is_gone: bool) -> No
     words = f"window=.*{'is gone' if is_gone else 'its files hold 10 rows'}.*: the next run writes it anew"
     with pytest.raises(Damaged, match=words):
         look(lab)
+    with pytest.raises(Damaged, match=words):
+        look(lab, "due")  # what is unequal is due at once
     assert lab.run(run_key="test/repair").work is not None
     lab.check_equal(30)
     assert "3 segments with 30 rows compared by content: all equal" in look(lab)

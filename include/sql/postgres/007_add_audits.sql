@@ -1,4 +1,5 @@
 -- When a segment was last compared by content: the audit takes the oldest first. Its publication was such a comparison.
+-- 1970 stands for one that was found unequal.
 ALTER TABLE coldchain.segments ADD COLUMN verified_at timestamptz;
 CREATE INDEX segments_by_verification ON coldchain.segments (table_id, (coalesce(verified_at, created_at)))
     WHERE state = 'published';

@@ -176,11 +176,13 @@ class Ledger(Protocol):
         name: str,
         token: str,
         verified: Collection[int],
+        unequal: Collection[int],
         damaged: Collection[int],
         compared_to_us: int | None,
     ) -> None:
-        """Mark segments as compared just now, or as damaged: a version that no columns have is planned again.
+        """Mark segments as compared just now, or as unequal: due at once, and counted until they are replaced.
 
+        Those of them that are `damaged` get a version that no columns have, so that they are planned again.
         `compared_to_us` takes the last comparison back to there, so that the next run looks that far. Fenced if
         overtaken.
         """

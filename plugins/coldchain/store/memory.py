@@ -317,12 +317,15 @@ class MemoryLedger:
         name: str,
         token: str,
         verified: Collection[int],
+        unequal: Collection[int],
         damaged: Collection[int],
         compared_to_us: int | None,
     ) -> None:
         with self._transaction(name, token) as table:
             for segment_id in verified:
                 table.rows[segment_id].verified_s = self._clock()
+            for segment_id in unequal:
+                table.rows[segment_id].verified_s = 0
             for segment_id in damaged:
                 row = table.rows[segment_id]
                 row.segment = replace(row.segment, version=DAMAGED)

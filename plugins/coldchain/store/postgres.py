@@ -467,16 +467,18 @@ class PostgresLedger:
         name: str,
         token: str,
         verified: Collection[int],
+        unequal: Collection[int],
         damaged: Collection[int],
         compared_to_us: int | None,
     ) -> None:
         with self._transaction() as cursor:
             table_id = self._hold(cursor, name, token)
-            cursor.execute(
-                "UPDATE coldchain.segments SET verified_at = clock_timestamp() WHERE table_id = %s "
-                "AND state = 'published' AND segment_id = ANY(%s)",
-                (table_id, list(verified)),
-            )
+            for moment, segment_ids in (("clock_timestamp()", verified), ("to_timestamp(0)", unequal)):
+                cursor.execute(
+                    f"UPDATE coldchain.segments SET verified_at = {moment} WHERE table_id = %s "
+                    "AND state = 'published' AND segment_id = ANY(%s)",
+                    (table_id, list(segment_ids)),
+                )
             cursor.execute(
                 "UPDATE coldchain.segments SET version = %s, updated_at = clock_timestamp() WHERE table_id = %s "
                 "AND state = 'published' AND segment_id = ANY(%s)",
