@@ -92,6 +92,7 @@ SHARED = (
     "report",
     "settings",
     "source",
+    "views",
 )
 AIRFLOW_SIDE = ("connections", "dagfactory", "failures", "operators", "sensors", "triggers", "turns", "ui")
 

@@ -33,6 +33,14 @@ class TableState:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """What readers of Iceberg may rely on: the base, and the windows that it holds, merged, in order of time."""
+
+    base: Base | None
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseState:
     """Who holds a table's lease; `seconds_left` is 0 where nobody does."""
 
@@ -95,6 +103,9 @@ class Ledger(Protocol):
 
     def state(self, name: str) -> TableState:
         """Read origin, watermark (derived from the segments) and base."""
+
+    def proven(self, name: str) -> Proven:
+        """Read, as of one moment, the base and what is published in it or known to be empty."""
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""

@@ -15,8 +15,8 @@ from coldchain.core.fingerprint import EMPTY
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+from coldchain.core.windows import Window, format_us, merge
+from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Proven, Publishing, TableState
 
 DONE = ("published", "empty", "expired")
 
@@ -142,6 +142,11 @@ class MemoryLedger:
     def _done(self, table: _Table) -> list[Segment]:
         found = [row.segment for row in table.rows.values() if row.segment.state in DONE]
         return sorted(found, key=lambda segment: segment.window)
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction(name) as table:
+            done = (segment for segment in self._done(table) if segment.state != "expired")
+            return Proven(table.base, tuple(merge(segment.window for segment in done)))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction(name) as table:

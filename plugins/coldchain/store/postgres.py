@@ -19,7 +19,7 @@ from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Proven, Publishing, TableState
 
 _SEGMENT = (
     'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
@@ -232,6 +232,21 @@ class PostgresLedger:
     def _watermark(self, cursor: Any, table_id: int) -> int | None:
         cursor.execute(_WATERMARK, {"table_id": table_id})
         return _us(cursor.fetchone()[0])
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT t.iceberg_uuid::text, t.metadata_location, t.main_snapshot_id, lower(w), upper(w) "
+                "FROM coldchain.tables t LEFT JOIN LATERAL unnest(("
+                'SELECT range_agg("window") FROM coldchain.segments s '
+                "WHERE s.table_id = t.table_id AND state IN ('published', 'empty'))) w ON true "
+                "WHERE t.table_id = %s ORDER BY lower(w)",
+                (self._table_id(cursor, name),),
+            )
+            rows = cursor.fetchall()
+        uuid, location, head, *_ = rows[0]
+        windows = tuple(Window(to_us(start), to_us(end)) for *_, start, end in rows if start is not None)
+        return Proven(None if uuid is None else Base(uuid, location, head), windows)
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction() as cursor:
