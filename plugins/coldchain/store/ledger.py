@@ -22,6 +22,14 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A live file that Coldchain did not write, and the event times that it may hold rows of."""
+
+    window: Window
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class TableState:
     """What the ledger knows of a table besides its segments; instants in microseconds."""
 
@@ -30,14 +38,19 @@ class TableState:
     watermark_us: int | None
     last_rows_us: int | None  # end of the last segment that holds rows
     base: Base | None
+    foreign: tuple[Foreign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What readers of Iceberg may rely on: the base, and the windows that it holds, merged, in order of time."""
+    """What readers of Iceberg may rely on: the windows that the base holds, merged, in order of time.
+
+    The base also holds the rows of `foreign` files, wherever they lie: nobody proved them.
+    """
 
     base: Base | None
     windows: tuple[Window, ...]
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,7 @@ class Ledger(Protocol):
         """Read origin, watermark (derived from the segments) and base."""
 
     def proven(self, name: str) -> Proven:
-        """Read, as of one moment, the base and what is published in it or known to be empty."""
+        """Read, as of one moment, the base, what is published in it or known to be empty, and foreign files' paths."""
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
@@ -150,9 +163,15 @@ class Ledger(Protocol):
         """Drop `publishing` rows, for `main` was seen without their snapshot."""
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
-        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base.
+        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store base and foreign files.
 
         What is restored may differ from the source for long: the last comparison counts only up to its start.
         """
