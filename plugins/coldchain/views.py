@@ -73,6 +73,8 @@ def view_text(spec: TableSpec, source: Types, cold: Mapping[str, str], proven: P
         parts[0] += f"\nWHERE NOT {inlined(in_windows(quote(spec.event_time), proven.windows))}"
         selected = comma(f"{_restored(spec, *column, cold.get(column[0]))} AS {quote(column[0])}" for column in source)
         condition = inlined(in_windows(f"`cold`.{quote(spec.event_time)}", proven.windows))
+        if proven.foreign:
+            condition += f" AND `cold`._path NOT IN ({comma(literal(path) for path in proven.foreign)})"
         reader = iceberg_reader(proven.base.metadata_location)
         parts.append(f"SELECT {selected}\nFROM {reader} AS `cold`\nWHERE {condition}")
         said = (

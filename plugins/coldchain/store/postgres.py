@@ -247,7 +247,7 @@ class PostgresLedger:
     def proven(self, name: str) -> Proven:
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT t.iceberg_uuid::text, t.metadata_location, t.main_snapshot_id, t.foreign_files, lower(w), upper(w) "
+                "SELECT iceberg_uuid::text, metadata_location, main_snapshot_id, foreign_files, lower(w), upper(w) "
                 "FROM coldchain.tables t LEFT JOIN LATERAL unnest(("
                 'SELECT range_agg("window") FROM coldchain.segments s '
                 "WHERE s.table_id = t.table_id AND state IN ('published', 'empty'))) w ON true "
