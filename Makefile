@@ -53,6 +53,10 @@ verify: environment ## Compare every published window with its source, by conten
 discover: environment ## Print a registry entry for a table of the running ClickHouse (TABLE=database.table)
 	@$(VENV) -m stack discover
 
+.PHONY: views
+views: environment ## Make the views over ClickHouse and Iceberg anew, of all tables
+	@$(VENV) -m stack views
+
 .PHONY: recover
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
 	@$(VENV) -m stack recover

@@ -206,6 +206,18 @@ def test_2_the_first_run_fills_what_the_backfill_left(story: Story) -> None:
     story.check_equal(12_477)
 
 
+def test_2b_each_commit_rewrote_its_table_s_view(story: Story) -> None:
+    analyst = HttpClickHouse(story.settings.clickhouse_url, "analyst", story.environment["COLDCHAIN_ANALYST_PASSWORD"])
+    for spec in TABLES:
+        proven = story.ledger.proven(spec.name)
+        assert proven.base is not None
+        ((text,),) = analyst(Query(f"SHOW CREATE VIEW k2_all.{spec.name}", {}))
+        assert proven.base.metadata_location.rpartition("/")[2] in text
+        ((shown,),) = analyst(Query(f"SELECT count() FROM k2_all.{spec.name}", {}))
+        final = " FINAL" if spec.read == "final" else ""
+        assert [(shown,)] == story.loader(Query(f"SELECT count() FROM {spec.source}{final}", {}))
+
+
 def test_3_an_idle_run_costs_one_task_a_table_and_no_spark(story: Story) -> None:
     before = story.heads()
     run_id = story.trigger()
@@ -417,7 +429,8 @@ def test_y_spark_sql_reads_in_all_ten_tables_what_clickhouse_holds(story: Story,
 
 
 def test_z_no_secret_is_in_logs_arguments_or_the_ui(story: Story, working_run: str) -> None:
-    secrets = [story.settings.clickhouse_password, *(uri.split(":")[2].split("@")[0] for uri in (
+    views_password = story.environment["COLDCHAIN_VIEWS_PASSWORD"]
+    secrets = [story.settings.clickhouse_password, views_password, *(uri.split(":")[2].split("@")[0] for uri in (
         story.settings.ledger_uri, story.settings.catalog_uri))]  # fmt: skip
     assert all(len(secret) > 8 for secret in secrets)
     shown = [str(task) for task in story.api.tasks(DAG, working_run)]

@@ -93,6 +93,7 @@ SHARED = (
     "report",
     "settings",
     "source",
+    "views",
 )
 AIRFLOW_SIDE = (
     "connections",

@@ -42,6 +42,18 @@ class TableState:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """What readers of Iceberg may rely on: the windows that the base holds, merged, in order of time.
+
+    The base also holds the rows of `foreign` files, wherever they lie: nobody proved them.
+    """
+
+    base: Base | None
+    windows: tuple[Window, ...]
+    foreign: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseState:
     """Who holds a table's lease; `seconds_left` is 0 where nobody does."""
 
@@ -105,6 +117,9 @@ class Ledger(Protocol):
 
     def state(self, name: str) -> TableState:
         """Read origin, watermark (derived from the segments) and base."""
+
+    def proven(self, name: str) -> Proven:
+        """Read, as of one moment, the base, what is published in it or known to be empty, and foreign files' paths."""
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""

@@ -15,7 +15,7 @@ from coldchain.core.fingerprint import EMPTY
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us
+from coldchain.core.windows import Window, format_us, merge
 from coldchain.store.ledger import (
     DAMAGED,
     LEASE_SECONDS,
@@ -24,6 +24,7 @@ from coldchain.store.ledger import (
     Comparison,
     Foreign,
     LeaseState,
+    Proven,
     Publishing,
     TableState,
 )
@@ -155,6 +156,12 @@ class MemoryLedger:
     def _done(self, table: _Table) -> list[Segment]:
         found = [row.segment for row in table.rows.values() if row.segment.state in DONE]
         return sorted(found, key=lambda segment: segment.window)
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction(name) as table:
+            done = (segment for segment in self._done(table) if segment.state != "expired")
+            windows = tuple(merge(segment.window for segment in done))
+            return Proven(table.base, windows, tuple(f.path for f in table.foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction(name) as table:

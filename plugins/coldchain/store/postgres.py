@@ -27,6 +27,7 @@ from coldchain.store.ledger import (
     Comparison,
     Foreign,
     LeaseState,
+    Proven,
     Publishing,
     TableState,
 )
@@ -243,6 +244,22 @@ class PostgresLedger:
     def _watermark(self, cursor: Any, table_id: int) -> int | None:
         cursor.execute(_WATERMARK, {"table_id": table_id})
         return _us(cursor.fetchone()[0])
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT iceberg_uuid::text, metadata_location, main_snapshot_id, foreign_files, lower(w), upper(w) "
+                "FROM coldchain.tables t LEFT JOIN LATERAL unnest(("
+                'SELECT range_agg("window") FROM coldchain.segments s '
+                "WHERE s.table_id = t.table_id AND state IN ('published', 'empty'))) w ON true "
+                "WHERE t.table_id = %s ORDER BY lower(w)",
+                (self._table_id(cursor, name),),
+            )
+            rows = cursor.fetchall()
+        uuid, location, head, foreign, *_ = rows[0]
+        windows = tuple(Window(to_us(start), to_us(end)) for *_, start, end in rows if start is not None)
+        base = None if uuid is None else Base(uuid, location, head)
+        return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction() as cursor:
