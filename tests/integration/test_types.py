@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import random
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +17,19 @@ import pytest
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import EqualTo, IsNaN
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
 
 from coldchain.core import fingerprint
 from coldchain.core.errors import ProofFailed, SchemaDrift, UnsupportedType
 from coldchain.core.sql import Query
 from coldchain.core.windows import to_us
 from coldchain.lake import columns_of, drift_of, field_ids, head_of, live_files
+from coldchain.settings import CATALOG_NAME, Settings
+from coldchain_spark.sql import open_session
+from stack import jars
 from tests.any_type import AnyColumn, any_column, plain_types, same
-from tests.lab import Lab, yesterday
+from tests.lab import ROOT, Lab, yesterday
 
 START = yesterday()
 ROWS = 12
@@ -61,6 +69,41 @@ def typed(environment: dict[str, str], tmp_path: Path) -> Iterator[TypedLab]:
     made.execute(f"DROP TABLE k2.{made.name} SYNC")
 
 
+@pytest.fixture(scope="module")
+def spark(environment: dict[str, str]) -> Iterator[SparkSession]:
+    """One Spark SQL for all examples, in a JVM that ends with the module."""
+    given = {**environment, "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    submit = f"--master local[2] --driver-memory 1g --driver-class-path {jars.resolve(given)} pyspark-shell"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_SUBMIT_ARGS", submit)
+        patch.setenv("SPARK_CONF_DIR", str(ROOT / "spark" / "conf"))
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        with open_session(Settings.from_environment(environment)) as session:
+            assert environment["COLDCHAIN_CATALOG_URI"].split(":")[2].split("@")[0] not in command_lines()
+            gateway = session.sparkContext._gateway
+            yield session
+    assert gateway is not None
+    gateway.shutdown()
+    gateway.proc.stdin.close()  # what the JVM waits for
+    gateway.proc.wait(60)
+    SparkContext._gateway = SparkContext._jvm = None
+
+
+def command_lines() -> str:
+    """Return the arguments of every process of this machine that may be looked at."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
+
+
+def rows_in_spark(spark: SparkSession, lab: Lab) -> list[dict[str, Any]]:
+    """Read `main` with Spark SQL, in order of the rows' numbers."""
+    found = spark.table(f"{CATALOG_NAME}.{lab.spec.target}").orderBy("seq")
+    return [dict(row) for row in found.toArrow().to_pylist()]
+
+
 def any_columns(chance: random.Random) -> list[AnyColumn]:
     return [any_column(f"c{number}", chance) for number in range(COLUMNS)]
 
@@ -70,7 +113,7 @@ def choices(columns: list[AnyColumn]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed: int) -> None:
+def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, spark: SparkSession, seed: int) -> None:
     chance = random.Random(f"table {seed}")
     columns = any_columns(chance)
     typed.remake({column.name: column.kind.declared for column in columns}, choices(columns))
@@ -78,12 +121,12 @@ def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed:
     for number, row in enumerate(trees):
         typed.put(number, [column.kind.sql(tree) for column, tree in zip(columns, row, strict=True)])
     typed.run()
-    got = typed.rows()
-    assert [row["seq"] for row in got] == list(range(ROWS))
-    for column, position in zip(columns, range(COLUMNS), strict=True):
-        for number, row in enumerate(got):
-            wanted = column.kind.python(trees[number][position])
-            assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
+    for got in (typed.rows(), rows_in_spark(spark, typed)):
+        assert [row["seq"] for row in got] == list(range(ROWS))
+        for column, position in zip(columns, range(COLUMNS), strict=True):
+            for number, row in enumerate(got):
+                wanted = column.kind.python(trees[number][position])
+                assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
     table = typed.lake.require(typed.spec.target)
     source = typed.source().columns()
     assert drift_of(typed.spec, source, table).said == ()
