@@ -78,7 +78,7 @@ test-fast: environment ## Run the unit tests: seconds
 	@$(PYTEST) tests/unit
 
 .PHONY: test-integration
-test-integration: environment ## Run the tests against real services
+test-integration: prerequisites ## Run the tests against real services
 	@$(PYTEST) tests/integration
 
 .PHONY: test-e2e
