@@ -1,4 +1,4 @@
-"""Read tables with Spark SQL: `python -m tests.read_by_spark`, in a process of its own, for pyspark leaves sockets open.
+"""Read tables with Spark SQL: `python -m tests.read_by_spark`, in a process of its own: pyspark leaves sockets open.
 
 Takes lines of `<table> <path>`, writes the table's rows as an Arrow file to the path, and answers `done` or an error.
 """
