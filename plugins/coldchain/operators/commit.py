@@ -49,12 +49,7 @@ class WatermarkCommitOperator(BaseOperator):
             until = "none" if watermark_us is None else format_us(watermark_us)
             self.log.info("%s: %s rows in %d windows are published, watermark %s", self.spec.name, f"{rows:,}",
                           len(stage.segments), until)  # fmt: skip
-            context["outlet_events"][self.asset].extra = {
-                "start": format_us(stage.segments[0].window.start_us),
-                "end": format_us(stage.segments[-1].window.end_us),
-                "rows": rows,
-                "snapshot_id": str(stage.snapshot_id),
-            }
+            context["outlet_events"][self.asset].extra = stage.to_event()
             views.keep(self.spec, turn.ledger, connections.views)
             self._complain(work)
 

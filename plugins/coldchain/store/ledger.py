@@ -94,6 +94,7 @@ class Attempt:
 
 
 LEASE_SECONDS = 300
+DAMAGED = "damaged"  # the version of a segment whose files are not what was proven: no columns have it
 
 
 class Ledger(Protocol):
@@ -181,6 +182,25 @@ class Ledger(Protocol):
 
     def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
         """Let the watermark pass expired segments, for a person gave them up; return it. Fenced if overtaken."""
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        """Read when each published segment was last compared by content, in microseconds, and the ledger's clock."""
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        """Mark segments as compared just now, or as unequal: due at once, and counted until they are replaced.
+
+        Those of them that are `damaged` get a version that no columns have, so that they are planned again.
+        `compared_to_us` takes the last comparison back to there, so that the next run looks that far. Fenced if
+        overtaken.
+        """
 
     def renew_epoch(self) -> None:
         """Begin a new life of the ledger: every token of the old one is void."""

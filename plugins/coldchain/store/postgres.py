@@ -20,6 +20,7 @@ from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
 from coldchain.store.ledger import (
+    DAMAGED,
     LEASE_SECONDS,
     Attempt,
     Base,
@@ -464,6 +465,48 @@ class PostgresLedger:
                 (table_id, list(segment_ids)),
             )
             return self._write_watermark(cursor, name, table_id)
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT segment_id, coalesce(verified_at, created_at) FROM coldchain.segments "
+                "WHERE table_id = %s AND state = 'published'",
+                (table_id,),
+            )
+            rows = cursor.fetchall()
+            cursor.execute("SELECT clock_timestamp()")
+            now = to_us(cursor.fetchone()[0])
+        return {segment_id: to_us(at) for segment_id, at in rows}, now
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            for moment, segment_ids in (("clock_timestamp()", verified), ("to_timestamp(0)", unequal)):
+                cursor.execute(
+                    f"UPDATE coldchain.segments SET verified_at = {moment} WHERE table_id = %s "
+                    "AND state = 'published' AND segment_id = ANY(%s)",
+                    (table_id, list(segment_ids)),
+                )
+            cursor.execute(
+                "UPDATE coldchain.segments SET version = %s, updated_at = clock_timestamp() WHERE table_id = %s "
+                "AND state = 'published' AND segment_id = ANY(%s)",
+                (DAMAGED, table_id, list(damaged)),
+            )
+            if compared_to_us is not None:
+                cursor.execute(
+                    "UPDATE coldchain.tables SET compared_to = least(compared_to, %s) "
+                    "WHERE table_id = %s AND compared_to IS NOT NULL",
+                    (to_datetime(compared_to_us), table_id),
+                )
 
     def renew_epoch(self) -> None:
         with self._transaction() as cursor:
