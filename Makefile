@@ -85,6 +85,10 @@ test-e2e: prerequisites ## Run the tests through the real scheduler
 test-faults: prerequisites ## Run the tests that kill things
 	@$(PYTEST) tests/faults
 
+.PHONY: fault-matrix
+fault-matrix: prerequisites ## Run every test of the fault table and write docs/fault-matrix.md
+	@$(PYTEST) -m fault --fault-matrix=docs/fault-matrix.md $(TIERS)
+
 .PHONY: bench
 bench: prerequisites ## Measure against the one-partition JDBC baseline; writes JSON
 	@$(VENV) -m tests.bench

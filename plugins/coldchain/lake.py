@@ -31,6 +31,7 @@ from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from coldchain import failpoint
 from coldchain.core import drift
 from coldchain.core.canonical import Value
 from coldchain.core.drift import Drift
@@ -355,6 +356,7 @@ def stage(
         table.refresh()
         base = head_of(table)
         table.manage_snapshots().create_branch(snapshot_id=base, branch_name=branch).commit()
+        failpoint.hit("stage.after_branch")
         with table.transaction() as transaction:
             update = transaction.update_snapshot(
                 snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch

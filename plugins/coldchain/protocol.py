@@ -72,12 +72,15 @@ def take(turn: Turn) -> str:
         ForeignFiles: `main` holds files that no segment owns.
     """
     turn.ledger.register(turn.spec)
+    failpoint.hit("take.before_claim")
     token = turn.ledger.acquire(turn.spec.name, turn.run_key)
+    failpoint.hit("take.after_claim")
     try:
         _heal(turn, token)
     except Exception:
         turn.ledger.release(turn.spec.name, token)
         raise
+    failpoint.hit("take.after_heal")
     return token
 
 
@@ -199,7 +202,6 @@ def read(turn: Turn, source: Source, asked: Request, *, keeps_lease: bool = True
     if (settled := _between_bars(turn, asked)) is not None:
         return settled
     token = take(turn)
-    failpoint.hit("read.after_take")
     try:
         reading = _read(turn, source, asked, token)
     except Exception:
@@ -313,6 +315,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             expired=found.expired,
         ),
     )
+    failpoint.hit("read.after_record")
     if is_idle and complaint:
         raise SourceShrank(complaint)
     if is_idle:
@@ -546,8 +549,10 @@ def _record_end(turn: Turn, stage: Stage, work: Work) -> None:
         "committed",
         {"snapshot_id": str(stage.snapshot_id), "rows": sum(s.fingerprint.rows for s in stage.segments)},
     )
+    failpoint.hit("publish.before_release")
     turn.ledger.mark(name, "success", seconds=_seconds(turn))
     turn.ledger.release(name, stage.token)
+    failpoint.hit("publish.after_release")
 
 
 def _seconds(turn: Turn) -> float | None:
