@@ -24,6 +24,7 @@ from coldchain.core import fingerprint, plan, request
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
+    Fenced,
     ForeignFiles,
     SourceShrank,
     StageGone,
@@ -540,8 +541,11 @@ def _record_end(turn: Turn, stage: Stage, work: Work) -> None:
     """Record the outcome and give the lease back; what is published stays so if this fails, and a retry repeats it."""
     name = turn.spec.name
     staged = [segment.window for segment in stage.segments]
-    if work.compared_to_us is not None and all(any(s.covers(w) for s in staged) for w, _ in work.windows):
-        turn.ledger.set_compared_to(name, stage.token, work.compared_to_us)
+    try:
+        if work.compared_to_us is not None and all(any(s.covers(w) for s in staged) for w, _ in work.windows):
+            turn.ledger.set_compared_to(name, stage.token, work.compared_to_us)
+    except Fenced as error:  # a process that froze after it had published has done its work: its successor compares
+        log.warning("%s: published, and overtaken since: %s", name, error)
     turn.ledger.note(
         name,
         stage.token,
