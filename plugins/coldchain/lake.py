@@ -20,6 +20,7 @@ from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    ValidationError,
     ValidationException,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
@@ -159,10 +160,11 @@ class Lake:
                 return self.catalog.load_table(target)
             except NoSuchTableError:
                 return None
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ValidationError) as error:
+                what = "missing" if isinstance(error, FileNotFoundError) else "not readable"
                 raise Permanent(
-                    f"table {target} is broken: its metadata file is missing ({error}); restore it from backup, "
-                    "or register an older metadata file, before the next run"
+                    f"table {target} is broken: its metadata file is {what} ({str(error).splitlines()[0]}); restore it "
+                    "from backup, or register an older metadata file, before the next run"
                 ) from error
 
     def require(self, target: str) -> Table:
