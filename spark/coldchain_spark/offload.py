@@ -26,7 +26,7 @@ from coldchain.lake import Lake
 from coldchain.protocol import Turn, compare, rules_for
 from coldchain.settings import Settings
 from coldchain.source import Source
-from coldchain.store.ledger import LEASE_SECONDS
+from coldchain.store.ledger import lease_seconds
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.datafile import data_file, max_sequence
 from coldchain_spark.slices import STEP_US, Slice, cut, cut_partitions, slice_rows
@@ -93,7 +93,7 @@ def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
     def beat() -> None:
         ledger = PostgresLedger.from_uri(settings.ledger_uri)
         for _ in range(HEARTBEATS):  # a driver that hangs must not hold its table for ever
-            if stop.wait(LEASE_SECONDS / 5):
+            if stop.wait(lease_seconds() / 5):
                 break
             try:
                 ledger.renew(job.spec.name, job.token)
@@ -200,6 +200,7 @@ class _Offload:
         known = self.ledger.state(self.spec.name).base
         if known is None or iceberg.head_of(table) != known.main_snapshot_id:
             raise BaseMoved(f"table={self.spec.name}: main moved since the plan: the task is tried again")
+        failpoint.hit("offload.before_stream")
         staged = self._stream(table, columns, found)
         failpoint.hit("offload.after_stream")
         segments = self.ledger.segments(self.spec.name)
@@ -222,6 +223,7 @@ class _Offload:
             segments=tuple(staged),
         )
         self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
+        failpoint.hit("offload.after_record")
         return stage
 
     def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
@@ -374,7 +376,9 @@ class _Offload:
             if table is not None:
                 for ref in table.metadata.refs.values():
                     reached |= iceberg.live_files(table, ref.snapshot_id).keys()
+            failpoint.hit("clean.before_remove")
             self._remove(path for path in self.written if iceberg.normalised(path) not in reached)
+            failpoint.hit("clean.after_remove")
         except ColdchainError as error:
             log.warning("%s: %d files were left behind for maintenance to remove: %s", self.spec.name,
                         len(self.written), error)  # fmt: skip

@@ -31,7 +31,6 @@ class Awkward:
     types: dict[str, str] = field(default_factory=dict)
 
 
-LONG = 100_000_000
 DATA: dict[str, Awkward] = {
     "65 text that is not UTF-8": Awkward({"c": "String"}, [["unhex('FF00FE')"]], words="not valid UTF-8"),
     "65 held as binary": Awkward({"c": "String"}, [["unhex('FF00FE')"]], [[b"\xff\x00\xfe"]], types={"c": "binary"}),
@@ -67,7 +66,7 @@ DATA: dict[str, Awkward] = {
     "74 empty is not NULL": Awkward(
         {"c": "Nullable(String)"}, [["''"], ["NULL"], ["'NULL'"]], [[""], [None], ["NULL"]]
     ),
-    "75 a very long text": Awkward({"c": "String"}, [[f"repeat(repeat('x', 1000000), {LONG // 1_000_000})"]], [["x" * LONG]]),
+    "75 a very long text": Awkward({"c": "String"}, [["repeat(repeat('x', 1000000), 100)"]], [["x" * 100_000_000]]),
 }  # fmt: skip
 
 
