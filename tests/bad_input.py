@@ -108,8 +108,8 @@ ELSEWHERE = {
     56: "tests/integration/test_bad_input.py::test_an_event_time_must_be_an_instant_that_is_never_null",
     57: "tests/integration/test_bad_input.py::test_a_column_that_is_not_there_is_named",
     58: "tests/integration/test_bad_input.py::test_a_type_without_a_lossless_form_is_refused",
-    63: "tests/unit/test_profile.py::test_what_is_not_fit_is_named",
-    64: "tests/unit/test_profile.py::test_what_is_not_fit_is_named",
+    63: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
+    64: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
     **dict.fromkeys(
         range(65, 76), "tests/integration/test_bad_input.py::test_awkward_data_are_moved_exactly_or_refused"
     ),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coldchain.core.errors import Permanent
-from coldchain.core.profile import PRODUCTION, PROFILES, refusals
+from coldchain.core.production import PRODUCTION, PROFILES, refusals
 
 CATALOG_NAME = "coldchain"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from coldchain.core.errors import Permanent
-from coldchain.core.profile import is_weak
+from coldchain.core.production import is_weak
 from coldchain.settings import Settings
 
 SECRET = "s3cr3t-but-long-enough"
