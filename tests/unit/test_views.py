@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 
 import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
 
-from coldchain import views
+from coldchain import connections, views
 from coldchain.core.errors import BadRequest, Permanent, UnsupportedType
 from coldchain.core.sql import Query, in_windows, inlined, literal
 from coldchain.core.table import TableSpec
@@ -150,3 +152,19 @@ def test_a_failure_is_one_warning_and_no_view_is_none(spec: TableSpec, caplog: p
 def test_without_the_user_s_variables_the_command_says_which_are_missing() -> None:
     with pytest.raises(Permanent, match="COLDCHAIN_VIEWS_USER, COLDCHAIN_VIEWS_PASSWORD not set"):
         views.from_environment({})
+
+
+def test_views_are_off_unless_a_connection_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise AirflowNotFoundException(name)
+
+    monkeypatch.setattr(connections.BaseHook, "get_connection", missing)
+    assert connections.views() is None
+    monkeypatch.undo()
+    extra = {"http_port": 1, "warehouse": "/w"}
+    form = {"conn_type": "generic", "host": "h", "login": "views", "password": "p", "extra": extra}
+    for name in ("CLICKHOUSE", "POSTGRES", "ICEBERG", "VIEWS"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_COLDCHAIN_{name}", json.dumps(form))
+    opened = connections.views()
+    assert opened is not None
+    assert (opened.database, opened.client.address) == ("k2_all", "h:1")
