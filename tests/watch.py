@@ -45,10 +45,10 @@ def _all_rules() -> list[dict[str, Any]]:
 
 
 def shorten(text: str, factor: int) -> str:
-    """Divide every range and every `for` of rules by a factor, at least to 3 s; thresholds stay as they are."""
+    """Divide every range and every `for` of rules by a factor, at least to 5 s; thresholds stay as they are."""
 
     def shorter(found: re.Match[str]) -> str:
-        return f"{found[1]}{max(3, int(found[2]) * _SECONDS[found[3]] // factor)}s{found[4]}"
+        return f"{found[1]}{max(5, int(found[2]) * _SECONDS[found[3]] // factor)}s{found[4]}"
 
     text = re.sub(r"(\[)(\d+)([smhd])(\])", shorter, text)
     return re.sub(r"(^ *for: )(\d+)([smhd])($)", shorter, text, flags=re.MULTILINE)
