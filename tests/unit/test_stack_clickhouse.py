@@ -28,7 +28,7 @@ def test_nothing_listens_beyond_loopback_and_nobody_enters_from_beyond(stack: St
         "127.0.0.1"
     ]
     networks = [each.text for each in ET.fromstring(clickhouse._users(stack)).iter("ip")]
-    assert networks == ["127.0.0.1"] * 3
+    assert networks == ["127.0.0.1"] * 5
 
 
 def test_the_offload_s_user_can_read_only_and_is_never_cut_short(stack: Stack) -> None:

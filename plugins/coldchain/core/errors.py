@@ -97,6 +97,10 @@ class ProofFailed(Permanent):
     """What was staged is not what the source holds."""
 
 
+class Damaged(Permanent):
+    """A published file is gone, or holds something else than was proven."""
+
+
 class StageGone(Permanent):
     """There is nothing staged that could be validated or published."""
 

@@ -82,6 +82,10 @@ DECLARED = (
     _gauge("windows_gap", "windows that are not done below the newest one that is"),
     _gauge("windows_expired", "windows that the source forgot before they were moved: they hold the watermark"),
     _gauge("windows_publishing", "windows whose commit is under way, or was left undecided by a task that died"),
+    _gauge("segments_unequal", "published segments that the audit found missing, damaged or differing from the source, "
+           "and that no run has replaced since"),
+    _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
+           "compared by content, by the audit or by its proof"),
     _gauge("foreign_files", "live data files that Coldchain did not write: the windows that they touch are blocked"),
     _gauge("lease_age_seconds", "how long the table's lease has been held under its present token; 0 while it is free"),
     _gauge("check_broken_rows", "rows that broke quality checks in the last proof (checks that only warn)"),
@@ -154,6 +158,8 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
         "table_failures_in_a_row": facts.failures if facts else 0,
         "windows_expired": facts.expired if facts else 0,
         "windows_publishing": facts.publishing if facts else 0,
+        "segments_unequal": facts.unequal if facts else 0,
+        "table_verified_timestamp_seconds": _seconds(facts.verified_at) if facts else None,
         "foreign_files": facts.foreign_files if facts else 0,
         "lease_age_seconds": (facts.lease_age_s or 0) if facts else 0,
     }
