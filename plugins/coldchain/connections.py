@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from clickhouse_driver import Client as NativeClient, errors
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.sql import Query
+from coldchain.notify import SENDERS
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
@@ -112,6 +114,15 @@ def settings() -> Settings:
         catalog_uri=_uri(iceberg),
         warehouse=warehouse,
     )
+
+
+def senders() -> list[Connection]:
+    """Return the connections that messages go to: none until somebody adds one."""
+    found = []
+    for conn_id in SENDERS:
+        with contextlib.suppress(AirflowNotFoundException):
+            found.append(BaseHook.get_connection(conn_id))
+    return found
 
 
 def views() -> Views | None:
