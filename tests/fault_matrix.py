@@ -165,7 +165,7 @@ def marked_tests() -> dict[str, set[str]]:
     return dict(found)
 
 
-def tests_without_outcome() -> set[str]:
+def silent_tests() -> set[str]:
     """Return the marked tests without a docstring: the page would not say what comes of the fault."""
     named = {test for tests in marked_tests().values() for test in tests}
     silent = set()

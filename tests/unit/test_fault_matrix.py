@@ -9,7 +9,7 @@ import pytest
 
 from coldchain import failpoint
 from coldchain.core.errors import Permanent, Transient
-from tests.fault_matrix import FAULTS, PAGE, marked_tests, tests_without_outcome
+from tests.fault_matrix import FAULTS, PAGE, marked_tests, silent_tests
 from tests.faults.test_kills import POINTS
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_fault_has_a_test_that_says_what_comes_of_it() -> None:
     assert sorted(FAULTS) == [f"F{number:02}" for number in range(1, 43)]
     assert marked_tests().keys() == FAULTS.keys()
-    assert tests_without_outcome() == set()
+    assert silent_tests() == set()
 
 
 def test_the_page_names_exactly_the_marked_tests() -> None:
