@@ -1,13 +1,13 @@
 """Airflow connections turned into what the protocol needs. Imported inside tasks only, never while a DAG is parsed.
 
-| connection                       | holds                                                                  |
-|----------------------------------|------------------------------------------------------------------------|
-| `coldchain_clickhouse`           | host, native port, login, password; extra `http_port`, `secure`, `ca_certs` |
-| `coldchain_clickhouse_validator` | the same with the validator's user; without it the offload's user validates |
-| `coldchain_postgres`             | the ledger's database and its runtime role; extra `sslmode`, `sslrootcert` |
-| `coldchain_postgres_reader`      | the same with the role that only reads; `coldchain.ui` has its own look at it |
-| `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`    |
-| `spark_default`                  | the Spark master; extra `settings_file` where its driver runs elsewhere |
+| connection                       | holds                                                                             |
+|----------------------------------|-----------------------------------------------------------------------------------|
+| `coldchain_clickhouse`           | host, native port, login, password; extra `http_port`, `secure`, `ca_certs`       |
+| `coldchain_clickhouse_validator` | the same with the validator's user, for the check `balance`                       |
+| `coldchain_postgres`             | the ledger's database and its runtime role; extra `sslmode`, `sslrootcert`        |
+| `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
+| `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
+| `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process |
 """
 
 from __future__ import annotations
@@ -90,15 +90,6 @@ class NativeClickHouse:
             client.disconnect()
 
 
-def validator() -> NativeClickHouse:
-    """Return a client for the checks that ask ClickHouse: as the validator's user where it has a connection."""
-    try:
-        BaseHook.get_connection(VALIDATOR)
-    except AirflowNotFoundException:
-        return NativeClickHouse()
-    return NativeClickHouse(VALIDATOR)
-
-
 def ledger() -> PostgresLedger:
     """Open the ledger by its connection."""
     # Not by the hook of the Postgres provider: its URI leaves sslmode out (7.1), so that nothing would be verified.
@@ -126,10 +117,10 @@ def settings() -> Settings:
 
 
 def driver_environment() -> dict[str, str]:
-    """Return how the Spark driver learns of addresses and secrets, never by an argument: a list of processes shows those.
+    """Return how the Spark driver learns of addresses and secrets: never by an argument, which any user can list.
 
-    In its environment, where it is a child of this process. For YARN and Kubernetes, and in cluster mode, the Spark provider
-    turns `env_vars` into --conf arguments (6.3.4): there it is the name of a mounted file only, from the connection's extra.
+    In its environment, where it is a child of this process. For YARN and Kubernetes the Spark provider (6.3.4) turns
+    `env_vars` into --conf arguments, and in cluster mode it refuses them: there the extra names a mounted file.
     """
     spark = connection(SPARK)
     if named := spark.extra_dejson.get("settings_file"):
@@ -138,7 +129,8 @@ def driver_environment() -> dict[str, str]:
     if "yarn" in master or "k8s" in master or mode == "cluster":
         raise Permanent(
             f"connection {SPARK} master={master} deploy-mode={mode or 'client'}: the driver's secrets would become "
-            "arguments of spark-submit; mount them as a file on its nodes and name it in the connection's extra settings_file"
+            "arguments of spark-submit; mount them as a file where the driver runs, and name it in the connection's "
+            "extra settings_file"
         )
     return settings().to_environment()
 
