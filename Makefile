@@ -6,7 +6,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT
+export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT ENGINE
 
 .PHONY: help
 help: ## This list
@@ -46,7 +46,7 @@ report: environment ## Print what was measured per table and for the last run (F
 	@$(VENV) -m stack report
 
 .PHONY: verify
-verify: environment ## Compare every published window with its source, by content
+verify: environment ## Compare every published window with its source, by content (ENGINE=spark: as Spark SQL reads it)
 	@$(VENV) -m stack verify
 
 .PHONY: discover

@@ -24,7 +24,7 @@ from coldchain.core.request import Request
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, to_us
-from coldchain.lake import Lake, head_of, live_files
+from coldchain.lake import Lake, head_of, live_files, owner_of
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
@@ -215,12 +215,15 @@ class Lab:
 DAY = timedelta(microseconds=DAY_US)
 
 
-def append_foreign(table: Table) -> None:
-    """Append a copy of a live file, under the name that an append-only tool would give it."""
-    file = next(iter(live_files(table, head_of(table)).values()))
+def append_foreign(table: Table, window: Window | None = None, *, has_bounds: bool = True) -> None:
+    """Append a copy of a live file (of a window), under the name that an append-only tool would give it."""
+    files = live_files(table, head_of(table))
+    path = next(path for path in files if window is None or owner_of(path).window.overlaps(window))  # type: ignore[union-attr]
+    file = files[path]
     foreign = f"{table.location()}/data/part-00000.parquet"
     shutil.copy(file.file_path, foreign)
-    kept = ("content", "file_format", "partition", "record_count", "file_size_in_bytes", "spec_id", "sort_order_id")
+    kept = ["content", "file_format", "partition", "record_count", "file_size_in_bytes", "spec_id", "sort_order_id"]
+    kept += ["lower_bounds", "upper_bounds"] if has_bounds else []
     twin = DataFile.from_args(file_path=foreign, **{name: getattr(file, name) for name in kept})
     with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
         snapshot.append_data_file(twin)

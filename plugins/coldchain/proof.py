@@ -22,7 +22,7 @@ from coldchain.core.sql import Query, comma
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import duration_us, format_us
-from coldchain.lake import columns_of, live_files, normalised, owner_of
+from coldchain.lake import columns_of, live_files, normalised, owner_of, reach_of
 from coldchain.protocol import Turn
 from coldchain.source import Client, check_hash_vector
 
@@ -108,8 +108,9 @@ def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
         )
     for path in live.keys() - staged:
         owner = owner_of(path)
+        reach = owner.window if owner is not None else reach_of(table, live[path], turn.spec.event_time)
         for segment in stage.segments:
-            if owner is not None and owner.window.overlaps(segment.window):
+            if reach is None or reach.overlaps(segment.window):
                 raise ProofFailed(
                     f"table={name} window={segment.window}: {path} of another window overlaps it; nothing was published"
                 )

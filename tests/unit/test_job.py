@@ -46,7 +46,7 @@ WORKS = st.builds(
     Work,
     st.lists(st.tuples(windows(), PRINTS), max_size=4).map(tuple),
     st.none() | INSTANTS,
-    st.frozensets(IDS, max_size=3),
+    st.dictionaries(IDS, st.integers(0, 9), max_size=3),
 )
 SPECS = st.builds(
     lambda name, types, retention, key, checks: dataclasses.replace(

@@ -89,6 +89,10 @@ class ForeignFiles(Permanent):
     """`main` holds files that no segment owns."""
 
 
+class Incomplete(Permanent):
+    """What could be moved is published; the rest waits for a person."""
+
+
 class ProofFailed(Permanent):
     """What was staged is not what the source holds."""
 

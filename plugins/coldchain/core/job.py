@@ -12,7 +12,7 @@ from coldchain.core.fingerprint import Fingerprint
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window
 
-VERSION = 2
+VERSION = 3
 
 
 def _check_version(data: Mapping[str, Any], what: str) -> None:
@@ -28,7 +28,7 @@ class Work:
 
     windows: tuple[tuple[Window, Fingerprint], ...]
     compared_to_us: int | None  # recorded once all of it is published
-    allow_shrink: frozenset[int] = frozenset()
+    allow_shrink: Mapping[int, int] = field(default_factory=dict)  # by segment: rows that the source must still hold
     version: str = ""  # of the columns that the fingerprints were made with
     complaint: str = ""  # what a person must look at, once the rest is published
 
@@ -48,7 +48,7 @@ class Work:
             "version": VERSION,
             "windows": [[w.start_us, w.end_us, f.rows, str(f.hash)] for w, f in self.windows],
             "compared_to_us": self.compared_to_us,
-            "allow_shrink": sorted(self.allow_shrink),
+            "allow_shrink": sorted(self.allow_shrink.items()),
             "fingerprint_version": self.version,
             "complaint": self.complaint,
         }
@@ -61,7 +61,7 @@ class Work:
         return cls(
             windows=windows,
             compared_to_us=data["compared_to_us"],
-            allow_shrink=frozenset(data["allow_shrink"]),
+            allow_shrink=dict(data["allow_shrink"]),
             version=data["fingerprint_version"],
             complaint=data["complaint"],
         )

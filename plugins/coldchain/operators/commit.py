@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
 
-from coldchain.core.errors import SourceShrank
+from coldchain.core.errors import Incomplete
 from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import format_us
@@ -57,4 +57,4 @@ class WatermarkCommitOperator(BaseOperator):
     def _complain(self, work: Work) -> None:
         """Fail for what a person must look at, now that the rest is published."""
         if work.complaint:
-            raise SourceShrank(work.complaint)
+            raise Incomplete(work.complaint)

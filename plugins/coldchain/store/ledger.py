@@ -22,6 +22,14 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A live file that Coldchain did not write, and the event times that it may hold rows of."""
+
+    window: Window
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class TableState:
     """What the ledger knows of a table besides its segments; instants in microseconds."""
 
@@ -30,6 +38,7 @@ class TableState:
     watermark_us: int | None
     last_rows_us: int | None  # end of the last segment that holds rows
     base: Base | None
+    foreign: tuple[Foreign, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +148,15 @@ class Ledger(Protocol):
         """Drop `publishing` rows, for `main` was seen without their snapshot."""
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
-        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base.
+        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store base and foreign files.
 
         What is restored may differ from the source for long: the last comparison counts only up to its start.
         """

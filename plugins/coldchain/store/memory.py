@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, Foreign, LeaseState, Publishing, TableState
 
 DONE = ("published", "empty", "expired")
 
@@ -54,6 +54,7 @@ class _Table:
     origin_us: int | None = None
     compared_to_us: int | None = None
     base: Base | None = None
+    foreign: tuple[Foreign, ...] = ()
     rows: dict[int, _Row] = field(default_factory=dict)
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
     watermark: WatermarkRow | None = None
@@ -123,6 +124,7 @@ class MemoryLedger:
                 watermark_us=self._watermark(table),
                 last_rows_us=max(ends, default=None),
                 base=table.base,
+                foreign=table.foreign,
             )
 
     def _watermark(self, table: _Table) -> int | None:
@@ -258,7 +260,13 @@ class MemoryLedger:
                 self._set_state(table, row.segment.segment_id, "superseded")
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
         with self._transaction(name, token) as table:
             for segment_id in lost:
@@ -270,6 +278,7 @@ class MemoryLedger:
                     start_us = table.rows[segment_id].segment.window.start_us
                     table.compared_to_us = min(table.compared_to_us, start_us)
             table.base = base
+            table.foreign = tuple(foreign)
             self._write_watermark(table)
 
     def reset_comparison(self, name: str, token: str) -> None:

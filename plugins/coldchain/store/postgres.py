@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, Foreign, LeaseState, Publishing, TableState
 
 _SEGMENT = (
     'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
@@ -216,10 +216,10 @@ class PostgresLedger:
             cursor.execute(
                 "SELECT origin, compared_to, iceberg_uuid::text, metadata_location, main_snapshot_id, "
                 '(SELECT max(upper("window")) FROM coldchain.segments s WHERE s.table_id = t.table_id '
-                "AND state = 'published') FROM coldchain.tables t WHERE table_id = %s",
+                "AND state = 'published'), foreign_files FROM coldchain.tables t WHERE table_id = %s",
                 (table_id,),
             )
-            origin, compared_to, uuid, location, head, last_rows = cursor.fetchone()
+            origin, compared_to, uuid, location, head, last_rows, foreign = cursor.fetchone()
             watermark_us = self._watermark(cursor, table_id)
         return TableState(
             origin_us=_us(origin),
@@ -227,6 +227,7 @@ class PostgresLedger:
             watermark_us=watermark_us,
             last_rows_us=_us(last_rows),
             base=None if uuid is None else Base(uuid, location, head),
+            foreign=tuple(Foreign(Window(start, end), path) for start, end, path in foreign),
         )
 
     def _watermark(self, cursor: Any, table_id: int) -> int | None:
@@ -394,7 +395,13 @@ class PostgresLedger:
             )
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
         with self._transaction() as cursor:
             table_id = self._hold(cursor, name, token)
@@ -409,6 +416,10 @@ class PostgresLedger:
                 "coldchain.segments s WHERE s.table_id = tables.table_id AND segment_id = ANY(%s))) "
                 "WHERE table_id = %s AND compared_to IS NOT NULL",
                 (list(restored), table_id),
+            )
+            cursor.execute(
+                "UPDATE coldchain.tables SET foreign_files = %s WHERE table_id = %s",
+                (json.dumps([[f.window.start_us, f.window.end_us, f.path] for f in foreign]), table_id),
             )
             self._write_base(cursor, table_id, base)
             self._write_watermark(cursor, name, table_id)

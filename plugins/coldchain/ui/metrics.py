@@ -82,6 +82,7 @@ DECLARED = (
     _gauge("windows_gap", "windows that are not done below the newest one that is"),
     _gauge("windows_expired", "windows that the source forgot before they were moved: they hold the watermark"),
     _gauge("windows_publishing", "windows whose commit is under way, or was left undecided by a task that died"),
+    _gauge("foreign_files", "live data files that Coldchain did not write: the windows that they touch are blocked"),
     _gauge("lease_age_seconds", "how long the table's lease has been held under its present token; 0 while it is free"),
     _gauge("check_broken_rows", "rows that broke quality checks in the last proof (checks that only warn)"),
     _counter("windows", "windows by what became of them: published with rows or a correction, noop (no rows), expired",
@@ -153,6 +154,7 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
         "table_failures_in_a_row": facts.failures if facts else 0,
         "windows_expired": facts.expired if facts else 0,
         "windows_publishing": facts.publishing if facts else 0,
+        "foreign_files": facts.foreign_files if facts else 0,
         "lease_age_seconds": (facts.lease_age_s or 0) if facts else 0,
     }
 

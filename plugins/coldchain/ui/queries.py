@@ -51,6 +51,7 @@ class Facts:
     proven_at: datetime | None
     proven_snapshot: str | None
     checks: list[dict[str, Any]] | None
+    foreign_files: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ _FACTS = """
                ::double precision,
            a.event, a.run_key, a.at,
            f.at, f.run_key, f.detail ->> 'task', f.detail ->> 'error',
-           v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks'
+           v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks',
+           jsonb_array_length(t.foreign_files)
     FROM coldchain.tables t
     CROSS JOIN coldchain.epoch e
     LEFT JOIN coldchain.offload_watermarks w USING (table_name)
