@@ -30,7 +30,7 @@ def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
 
 def read(turn: protocol.Turn, settings: Settings, folder: Path, asked: Request | None = None) -> dict[str, object]:
     """Run read_watermark, and keep its plan in the folder."""
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     reading = protocol.read(turn, Source(client, turn.spec), asked or Request(None, None))
     plan = folder / "work.json"
     plan.unlink(missing_ok=True)
