@@ -1,7 +1,8 @@
 """Nothing gets into SQL text but through `coldchain.core.sql`, which allow-lists and quotes: the source is walked.
 
 A string that is put together as SQL must be made of constants, of what that module has quoted, of numbers, and of SQL
-for which the same holds, followed through names, functions and comprehensions. Values are none of these: they are bound.
+for which the same holds, followed through names, functions and comprehensions. Values are none of these: they are
+bound.
 """
 
 from __future__ import annotations
