@@ -24,14 +24,17 @@ PASSWORDS = (
     "airflow",
     "coldchain_owner",
     "coldchain",
+    "coldchain_reader",
     "iceberg",
     "clickhouse_coldchain",
+    "clickhouse_coldchain_validator",
     "clickhouse_loader",
     "clickhouse_views",
     "clickhouse_analyst",
     "airflow_admin",
     "airflow_api",
     "airflow_jwt",
+    "metrics",
 )
 
 
@@ -123,6 +126,11 @@ def open_state() -> Stack:
     root = state_folder()
     stack = find_state()
     if stack is not None:
+        # A stack from before has no secret yet for what came later.
+        whole = {**_new_secrets(), **stack.secrets}
+        if whole != stack.secrets:
+            stack = replace(stack, secrets=whole)
+            save(stack)
         return stack
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o711)

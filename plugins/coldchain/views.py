@@ -51,7 +51,7 @@ class Views:
     @classmethod
     def at(cls, url: str, user: str, password: str, database: str = DATABASE) -> Views:
         """Open nothing yet; `url` is the source's server."""
-        return cls(HttpClickHouse(url, user, password, timeout_s=TIMEOUT_S, connection=CONNECTION), database)
+        return cls(HttpClickHouse(url, user, password, timeout_s=TIMEOUT_S, conn_id=CONNECTION), database)
 
 
 def view_text(spec: TableSpec, source: Types, cold: Mapping[str, str], proven: Proven, database: str = DATABASE) -> str:

@@ -94,6 +94,13 @@ class PostgresLedger:
         """
         idle_ms = round(lease_seconds() * 200)
         plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", uri)
+        try:
+            psycopg2.extensions.parse_dsn(plain)
+        except psycopg2.ProgrammingError:  # it quotes what it can't read, and that may be the password
+            raise Permanent(
+                "the ledger's address is no URI that PostgreSQL's client reads: write all but letters, digits and "
+                "-._~ of its user and password as %XX"
+            ) from None
         return cls(
             lambda: psycopg2.connect(
                 plain,
