@@ -136,7 +136,7 @@ def views() -> Views | None:
         found = BaseHook.get_connection(VIEWS)
     except AirflowNotFoundException:
         return None
-    return Views.at(settings().clickhouse_url, found.login or "", found.password or "", found.schema or DATABASE)
+    return Views.at(settings(), found.login or "", found.password or "", found.schema or DATABASE)
 
 
 def driver_environment() -> dict[str, str]:
