@@ -53,6 +53,10 @@ verify: environment ## Compare every published window with its source, by conten
 discover: environment ## Print a registry entry for a table of the running ClickHouse (TABLE=database.table)
 	@$(VENV) -m stack discover
 
+.PHONY: views
+views: environment ## Make the views over ClickHouse and Iceberg anew, of all tables
+	@$(VENV) -m stack views
+
 .PHONY: recover
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
 	@$(VENV) -m stack recover
@@ -74,7 +78,7 @@ test-fast: environment ## Run the unit tests: seconds
 	@$(PYTEST) tests/unit
 
 .PHONY: test-integration
-test-integration: environment ## Run the tests against real services
+test-integration: prerequisites ## Run the tests against real services
 	@$(PYTEST) tests/integration
 
 .PHONY: test-e2e
@@ -84,6 +88,14 @@ test-e2e: prerequisites ## Run the tests through the real scheduler
 .PHONY: test-faults
 test-faults: prerequisites ## Run the tests that kill things
 	@$(PYTEST) tests/faults
+
+.PHONY: soak
+soak: prerequisites ## Live simulated days of trouble, then compare every row (MINUTES=60 SEED= CYCLES=)
+	@COLDCHAIN_SOAK_MINUTES=$(or $(MINUTES),60) COLDCHAIN_SOAK_SEED=$(SEED) COLDCHAIN_SOAK_CYCLES=$(CYCLES) $(PYTEST) -s tests/faults/test_soak.py
+
+.PHONY: fault-matrix
+fault-matrix: prerequisites ## Run every test of the fault table and write docs/fault-matrix.md
+	@$(PYTEST) -m fault --fault-matrix=docs/fault-matrix.md $(TIERS)
 
 .PHONY: bench
 bench: prerequisites ## Measure against the one-partition JDBC baseline; writes JSON

@@ -74,6 +74,12 @@ def _measured() -> int:
     return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
 
 
+def _views() -> int:
+    stack = require_stack()
+    command = [sys.executable, "-m", "coldchain.views"]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
 def _recover() -> int:
     stack = require_stack()
     wanted = os.environ
@@ -126,6 +132,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "status": _status,
     "up": _up,
     "verify": _verify,
+    "views": _views,
 }
 
 

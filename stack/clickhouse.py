@@ -1,6 +1,7 @@
 """ClickHouse as a server of its own on loopback: its configuration, start, stop and a small HTTP client."""
 
 import hashlib
+import re
 import sys
 import time
 import urllib.error
@@ -16,7 +17,7 @@ from stack.clickhouse_access import ROLES, read_access, user
 from stack.errors import StackError
 from stack.progress import say
 from stack.settings import component_env
-from stack.state import CLONE, Stack, write_private
+from stack.state import CLONE, VIEWS, Stack, write_private
 
 NAME = "clickhouse"
 DDL = CLONE / "include" / "sql" / "clickhouse"
@@ -32,9 +33,9 @@ def launch(stack: Stack) -> None:
     write_private(folder / "config.xml", _config(stack, folder / "users.xml"))
     write_private(folder / "users.xml", _users(stack))
     env = {**component_env(stack), "HOME": str(stack.clickhouse_home), "PYTHONPATH": str(CLONE)}
-    process.start(
-        stack, NAME, [sys.executable, "-m", "stack.clickhouse_server", str(stack.clickhouse_home / "data")], env
-    )
+    # Its Iceberg reader opens nothing outside the working directory: clickhouse-local has no other user_files_path.
+    command = [sys.executable, "-m", "stack.clickhouse_server", str(stack.clickhouse_home / "data")]
+    process.start(stack, NAME, command, env, cwd=stack.warehouse)
 
 
 def await_ready(stack: Stack, patience_s: float = 60.0) -> None:
@@ -127,6 +128,10 @@ def _users(stack: Stack) -> str:
     # The loader is the market's side, which is not Coldchain: it makes the schema and writes the trades.
     secret = _hashed(stack.secrets["clickhouse_loader"])
     users.append(user("loader", "default", None, secret=secret, networks=_HERE))
+    secret = _hashed(stack.secrets["clickhouse_views"])
+    users.append(user("views", "default", view_grants(stack.warehouse), secret=secret, networks=_HERE))
+    secret = _hashed(stack.secrets["clickhouse_analyst"])
+    users.append(user("analyst", "default", (f"GRANT SELECT ON {VIEWS}.*",), secret=secret, networks=_HERE))
     for name, role in ROLES.items():
         secret = _hashed(stack.secrets[f"clickhouse_{name}"])
         users.append(user(name, role, access.grants[role], secret=secret, networks=_HERE))
@@ -137,3 +142,18 @@ def _hashed(password: str) -> ET.Element:
     secret = ET.Element("password_sha256_hex")
     secret.text = hashlib.sha256(password.encode()).hexdigest()
     return secret
+
+
+def view_grants(warehouse: Path) -> tuple[str, ...]:
+    """Return what the user may do that makes the views over hot and cold, and with whose rights they are read."""
+    readable = ("k2.*", "system.columns")
+    queues = (grant for grant in read_access().grants["coldchain_offload"] if grant.startswith("REVOKE "))
+    # No backslash survives the way into the grant; what else has a meaning in a pattern, the proof refuses in a path.
+    pattern = re.sub(r"[.+()|$]", r"[\g<0>]", str(warehouse)) + "/.*"
+    return (
+        *(f"GRANT SELECT ON {x}" for x in readable),
+        *queues,
+        f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
+        "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
+        f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
+    )

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-from stack import follow, jars, lifecycle
+from stack import follow, jars, lifecycle, prerequisites
 from stack.airflow_api import AirflowApi
 from stack.generate import load_generated
 from stack.load import derived, load_shipped
@@ -51,7 +51,9 @@ def report(stack: Stack, verb: str) -> int:
 
 def second_proof(stack: Stack) -> int:
     """Let Spark SQL read every published table, compare it with ClickHouse by another sum, and return the exit code."""
+    prerequisites.check_java()
     env = component_env(stack)
+    env |= {"PYTHONPATH": f"{env['PYTHONPATH']}:{CLONE / 'spark'}", "SPARK_CONF_DIR": str(CLONE / "spark" / "conf")}
     command = ["spark-submit", "--master", "local[2]", "--driver-memory", "1g"]
     command += ["--driver-class-path", jars.resolve(env)]
     command.append(str(CLONE / "spark" / "jobs" / "verify_tables.py"))

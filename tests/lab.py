@@ -8,18 +8,20 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import proof, protocol
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.job import JobTable
+from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
@@ -31,8 +33,10 @@ from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.offload import Outcome, offload_table
 from coldchain_spark.runner import make_mapper
 from tests.comparer import Comparison, compare, connect_clickhouse
+from tests.processes import PATH, StepProcess
 
 ROOT = Path(__file__).parents[1]
+STEPS = ("read", "offload", "validate", "commit")
 COLUMNS = """
     ts DateTime64(6, 'UTC'), seq UInt64, symbol LowCardinality(String), price Decimal(38, 8), note Nullable(String),
     ratio Nullable(Float64), small Int16, is_maker Bool, day Date, version UInt64
@@ -45,41 +49,14 @@ def yesterday() -> datetime:
     return datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=1)
 
 
-class Lab:
-    """One table of its own in `k2`, `cold` and the ledger; what a task does, the lab does the same way."""
+class Steps:
+    """A table's four steps, and the services that they need; what a task does is done here the same way."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path, **changes: Any) -> None:
+    def __init__(self, environment: Mapping[str, str], spec: TableSpec) -> None:
         self.environment = dict(environment)
-        self.folder = folder
         self.settings = Settings.from_environment(self.environment)
-        self.name = f"t_{uuid.uuid4().hex[:12]}"
-        self.spec = replace(
-            TableSpec(
-                name=self.name,
-                layer="bronze",
-                source=f"k2.{self.name}",
-                target=f"cold.{self.name}",
-                event_time="ts",
-                sequence="seq",
-                key=("symbol", "ts", "seq"),
-                read="final",
-                partitioning=("day(ts)",),
-                sort_order=("symbol", "ts", "seq"),
-                grid_us=15 * MINUTE_US,
-                lateness_us=MINUTE_US,
-                late_horizon_us=48 * HOUR_US,
-                retention_us=None,
-                seal_margin_us=0,
-                max_windows=96,
-                max_window_rows=20_000_000,
-                max_plan_rows=150_000_000,
-                change_detection="fingerprint",
-            ),
-            **changes,
-        )
-        self.loader = HttpClickHouse(
-            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
-        )
+        self.spec = spec
+        self.name = spec.name
         self.client = HttpClickHouse.of(self.settings)
         self.validator = HttpClickHouse(
             self.settings.clickhouse_url,
@@ -88,31 +65,6 @@ class Lab:
         )
         self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
         self.lake = Lake(self.settings.catalog_properties)
-        self._version = 0
-        self.execute(
-            f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
-            "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
-        )
-
-    def execute(self, statement: str) -> None:
-        """Run a statement as the loader."""
-        for _ in self.loader.stream(Query(statement, {}), {}):
-            pass
-
-    def insert(self, rows: Iterable[tuple[datetime, int]], *, symbol: str = "XRPETH", price: str = "1.5") -> None:
-        """Insert rows of (event time, sequence number); a later insert of the same key corrects it."""
-        self._version += 1
-        values = ", ".join(
-            f"(fromUnixTimestamp64Micro({to_us(moment)}, 'UTC'), {seq}, '{symbol}', {price}, "
-            f"{'NULL' if seq % 3 == 0 else repr(f'note {seq}')}, {'NULL' if seq % 2 else seq / 7}, {seq % 100 - 50}, "
-            f"{seq % 2}, '2026-01-0{seq % 9 + 1}', {self._version})"
-            for moment, seq in rows
-        )
-        self.execute(f"INSERT INTO k2.{self.name} VALUES {values}")
-
-    def insert_many(self, start: datetime, rows: int, step_us: int, first: int = 1) -> None:
-        """Insert a stretch of rows, one every `step_us`."""
-        self.insert((start + timedelta(microseconds=index * step_us), first + index) for index in range(rows))
 
     def turn(self, run_key: str = "test/run") -> protocol.Turn:
         """Return the table's turn for a run."""
@@ -154,6 +106,67 @@ class Lab:
             self.finish(reading, run_key)
         return reading
 
+
+class Lab(Steps):
+    """One table of its own in `k2`, `cold` and the ledger."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path, **changes: Any) -> None:
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        spec = replace(
+            TableSpec(
+                name=name,
+                layer="bronze",
+                source=f"k2.{name}",
+                target=f"cold.{name}",
+                event_time="ts",
+                sequence="seq",
+                key=("symbol", "ts", "seq"),
+                read="final",
+                partitioning=("day(ts)",),
+                sort_order=("symbol", "ts", "seq"),
+                grid_us=15 * MINUTE_US,
+                lateness_us=MINUTE_US,
+                late_horizon_us=48 * HOUR_US,
+                retention_us=None,
+                seal_margin_us=0,
+                max_windows=96,
+                max_window_rows=20_000_000,
+                max_plan_rows=150_000_000,
+                change_detection="fingerprint",
+            ),
+            **changes,
+        )
+        super().__init__(environment, spec)
+        self.folder = folder
+        self.loader = HttpClickHouse(
+            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
+        )
+        self._version = 0
+        self.execute(
+            f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
+            "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
+        )
+
+    def execute(self, statement: str) -> None:
+        """Run a statement as the loader."""
+        for _ in self.loader.stream(Query(statement, {}), {}):
+            pass
+
+    def insert(self, rows: Iterable[tuple[datetime, int]], *, symbol: str = "XRPETH", price: str = "1.5") -> None:
+        """Insert rows of (event time, sequence number); a later insert of the same key corrects it."""
+        self._version += 1
+        values = ", ".join(
+            f"(fromUnixTimestamp64Micro({to_us(moment)}, 'UTC'), {seq}, '{symbol}', {price}, "
+            f"{'NULL' if seq % 3 == 0 else repr(f'note {seq}')}, {'NULL' if seq % 2 else seq / 7}, {seq % 100 - 50}, "
+            f"{seq % 2}, '2026-01-0{seq % 9 + 1}', {self._version})"
+            for moment, seq in rows
+        )
+        self.execute(f"INSERT INTO k2.{self.name} VALUES {values}")
+
+    def insert_many(self, start: datetime, rows: int, step_us: int, first: int = 1) -> None:
+        """Insert a stretch of rows, one every `step_us`."""
+        self.insert((start + timedelta(microseconds=index * step_us), first + index) for index in range(rows))
+
     def compare(self) -> Comparison:
         """Compare every row of source and `main`, by the independent comparer."""
         client = connect_clickhouse(
@@ -183,33 +196,79 @@ class Lab:
 
     # -- the same steps as processes ---------------------------------------------------------------------------------
 
-    def step(self, verb: str, *, run_key: str = "test/run", failpoint: str = "", **changes: str) -> Any:
-        """Run one step as a process; returns the CompletedProcess. `offload` goes through spark-submit."""
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / "spec.json").write_text(json.dumps(self.spec.to_json()))
-        (self.folder / "run_key").write_text(run_key)
-        path = os.pathsep.join([str(ROOT / "plugins"), str(ROOT / "spark"), str(ROOT)])
-        binaries = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = {
-            **os.environ, **self.settings.to_environment(), "PYTHONPATH": path, "PATH": binaries,
-            "PYTHONWARNINGS": "ignore", "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "SPARK_LOCAL_IP": "127.0.0.1",
-            "COLDCHAIN_FAILPOINT": failpoint, **changes,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.steps", verb, str(self.folder)]
-        if verb == "offload":
-            job = self.step("job", run_key=run_key)
-            assert job.returncode == 0, job.stderr
-            script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
-            command = ["spark-submit", "--master", "local[2]", script, job.stdout.strip()]
-        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=180)
+    def start(
+        self, verb: str, *, run_key: str = "test/run", failpoint: str = "", window: Window | None = None, **changes: str
+    ) -> StepProcess:
+        """Start one step as a process: read, offload (the driver without Spark around it), validate or commit.
 
-    def steps(self, run_key: str = "test/run") -> None:
-        """Run all four steps as processes; every one must succeed."""
-        for verb in ("read", "offload", "validate", "commit"):
-            done = self.step(verb, run_key=run_key)
-            assert done.returncode == 0, done.stderr
-            if verb == "read" and not (self.folder / "work.json").exists():
+        A run whose read is given a window is asked for exactly that.
+        """
+        folder = self._run_folder(run_key)
+        if window is not None:
+            (folder / "window.json").write_text(json.dumps([window.start_us, window.end_us]))
+        environment = {**self._step_environment(), "COLDCHAIN_FAILPOINT": failpoint, **changes}
+        return StepProcess(verb, folder, environment)
+
+    def step(self, verb: str, **options: Any) -> Any:
+        """Run one step as a process; returns the CompletedProcess."""
+        return self.start(verb, **options).wait()
+
+    def submit(
+        self, *, run_key: str = "test/run", failpoint: str = "", master: str = "local[2]", **changes: str
+    ) -> Any:
+        """Run the offload's driver through spark-submit; returns the Popen."""
+        job = self.step("job", run_key=run_key)
+        assert job.returncode == 0, job.stderr
+        script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
+        return subprocess.Popen(
+            ["spark-submit", "--master", master, script, job.stdout.strip()],
+            env={**self._step_environment(), "COLDCHAIN_FAILPOINT": failpoint, **changes},
+            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def steps(self, run_key: str = "test/run", since: str = "read", **options: Any) -> None:
+        """Run the four steps as processes, or those from one of them on; every one must succeed."""
+        for verb in STEPS[STEPS.index(since) :]:
+            done = self.step(verb, run_key=run_key, **options)
+            assert done.returncode == 0, done.stderr + done.stdout
+            if verb == "read" and self.work(run_key) is None:
                 return
+
+    def work(self, run_key: str = "test/run") -> Work | None:
+        """Return what the read of a run of processes planned; None where nothing had to move."""
+        plan = self._run_folder(run_key) / "work.json"
+        return Work.from_json(json.loads(plan.read_text())) if plan.exists() else None
+
+    def give_up(self, run_key: str = "test/run") -> None:
+        """Give the lease back as a task does whose last try has failed."""
+        ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
+        token = protocol.newest_token(replace(self.turn(run_key), ledger=ledger))
+        ledger.release(self.name, token)
+        ledger.close()
+
+    def let_lease_end(self) -> None:
+        """Let the time go by after which a table whose holder died is free."""
+        with self.ledger._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.leases SET expires_at = '-infinity' WHERE table_id = "
+                "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)",
+                (self.name,),
+            )
+
+    def _run_folder(self, run_key: str) -> Path:
+        """Return the folder by which the processes of a run know the table, the run and its plan."""
+        folder = self.folder / run_key.replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.json").write_text(json.dumps(self.spec.to_json()))
+        (folder / "run_key").write_text(run_key)
+        return folder
+
+    def _step_environment(self) -> dict[str, str]:
+        binaries = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return {
+            **os.environ, **self.settings.to_environment(), "PYTHONPATH": PATH, "PATH": binaries,
+            "PYTHONWARNINGS": "ignore", "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "SPARK_LOCAL_IP": "127.0.0.1",
+        }  # fmt: skip
 
 
 DAY = timedelta(microseconds=DAY_US)
@@ -226,4 +285,21 @@ def append_foreign(table: Table, window: Window | None = None, *, has_bounds: bo
     kept += ["lower_bounds", "upper_bounds"] if has_bounds else []
     twin = DataFile.from_args(file_path=foreign, **{name: getattr(file, name) for name in kept})
     with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
+        snapshot.append_data_file(twin)
+
+
+def spoil(table: Table, path: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Put another file in the place of a live one on `main`, past Coldchain, with its rows changed."""
+    files = live_files(table, head_of(table))
+    whole = pq.ParquetFile(path).read()
+    rows = whole.to_pylist()
+    change(rows)
+    other = path.replace(".parquet", "-spoiled.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), other)
+    kept = {name: getattr(files[path], name) for name in ("content", "file_format", "partition", "spec_id")}
+    twin = DataFile.from_args(
+        file_path=other, record_count=len(rows), file_size_in_bytes=Path(other).stat().st_size, **kept
+    )
+    with table.transaction() as changed, changed.update_snapshot().overwrite() as snapshot:
+        snapshot.delete_data_file(files[path])
         snapshot.append_data_file(twin)

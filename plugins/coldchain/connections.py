@@ -8,6 +8,7 @@
 | `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
 | `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
 | `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process |
+| `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.sql import Query
 from coldchain.settings import SETTINGS_FILE, Settings
 from coldchain.store.postgres import PostgresLedger
+from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
 CLICKHOUSE, VALIDATOR, POSTGRES, ICEBERG, SPARK = (
     "coldchain_clickhouse",
@@ -133,6 +135,17 @@ def driver_environment() -> dict[str, str]:
             "extra settings_file"
         )
     return settings().to_environment()
+
+
+def views() -> Views | None:
+    """Open the views over hot and cold, on the source's server; None where no connection asks for them."""
+    try:
+        found = BaseHook.get_connection(VIEWS)
+    except AirflowNotFoundException:
+        return None
+    source, database = settings(), found.schema or DATABASE
+    login, password = found.login or "", found.password or ""
+    return Views.at(source.clickhouse_url, login, password, database, ca_file=source.clickhouse_ca)
 
 
 def _uri(found: Connection) -> str:

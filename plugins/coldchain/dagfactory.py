@@ -28,9 +28,11 @@ from coldchain.operators.recover import RecoverOperator
 from coldchain.operators.refuse import RefuseOperator
 from coldchain.operators.shrink import ShowShrunkOperator
 from coldchain.operators.validate import IcebergValidateOperator
+from coldchain.operators.verify import VerifyOperator
 from coldchain.registry import LAYERS, BadTable, Registry
 from coldchain.sensors.watermark import WatermarkSensor
 
+AUDIT_MODES = ("due", "all", "deep")
 STEPS = ("read_watermark", "offload", "validate", "commit")
 OFFLOAD_DAG = "coldchain_offload"
 SPARK_POOL, CLICKHOUSE_POOL = "coldchain_spark", "coldchain_clickhouse"
@@ -126,6 +128,40 @@ def build_recover_dag(registry: Registry) -> DAG:
             )  # fmt: skip
     dag.params = ParamsDict(_recover_params([table.name for table in tables]))
     return dag
+
+
+def build_verify_dag(registry: Registry) -> DAG:
+    """Build `coldchain_verify`: one task a table, every hour, each with as much as one run may read."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_verify",
+        description="Compares what was published with its source again, every segment within a day",
+        schedule="7 * * * *",
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["coldchain"],
+        default_args=_default_args(),
+        doc_md=_VERIFY_DOC,
+    ) as dag:
+        for table in tables:
+            VerifyOperator(
+                task_id=table.name, spec=table, pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=30),
+                doc_md=_table_doc(table),
+            )  # fmt: skip
+    mode = Param("due", enum=list(AUDIT_MODES), title="Mode", description="See the DAG's documentation.")
+    dag.params = ParamsDict({"tables": _tables_param([table.name for table in tables]), "mode": mode})
+    return dag
+
+
+_VERIFY_DOC = """# Verify
+
+Every published segment is compared again by content within a day: its files exist, they hold what was proven, and the
+source holds the same. What the source can give again, the next offload repairs; what it can't fails the task, by name.
+
+- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run.
+- `all`: every segment, up to the same limit.
+- `deep`: ten segments at random, row by row."""
 
 
 def build_shrink_dag(registry: Registry) -> DAG:

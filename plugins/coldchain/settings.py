@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldchain.core.errors import Permanent
+from coldchain.core.production import PRODUCTION, PROFILES, refusals
 
 CATALOG_NAME = "coldchain"
 SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
@@ -35,6 +36,20 @@ class Settings:
     catalog_uri: str = field(repr=False)
     warehouse: str
     clickhouse_ca: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
+
+        Raises:
+            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it.
+        """
+        profile = os.environ.get("COLDCHAIN_PROFILE", "")
+        if profile not in PROFILES:
+            raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
+        uris = {"coldchain_postgres": self.ledger_uri, "coldchain_iceberg": self.catalog_uri}
+        found = [*refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse)]
+        if profile == PRODUCTION and found:
+            raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads."""

@@ -16,7 +16,7 @@ def open_session(settings: Settings) -> Iterator[SparkSession]:
     """Open a session; the catalog's password is set inside the process, and is in no argument."""
     uri = urlsplit(settings.catalog_uri)
     catalog = f"spark.sql.catalog.{CATALOG_NAME}"
-    conf = {
+    options = {
         catalog: "org.apache.iceberg.spark.SparkCatalog",
         f"{catalog}.type": "jdbc",
         f"{catalog}.uri": f"jdbc:postgresql://{uri.hostname}:{uri.port or 5432}{uri.path}"
@@ -26,16 +26,17 @@ def open_session(settings: Settings) -> Iterator[SparkSession]:
         f"{catalog}.jdbc.schema-version": "V1",
         f"{catalog}.warehouse": settings.warehouse,
         f"{catalog}.cache-enabled": "false",
-        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.ansi.enabled": "true",
+        "spark.sql.caseSensitive": "true",
         "spark.sql.shuffle.partitions": "4",
     }
-    builder = SparkSession.builder.appName("coldchain")
-    for name, value in conf.items():
-        builder = builder.config(name, value)
-    session = builder.getOrCreate()
+    extensions = "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions"
+    session = SparkSession.builder.appName("coldchain").config("spark.sql.extensions", extensions).getOrCreate()
     try:
+        # Once it runs: where Python launches the JVM, what the builder gets stands in the list of processes.
+        for name, value in options.items():
+            session.conf.set(name, value)
         yield session
     finally:
         session.stop()

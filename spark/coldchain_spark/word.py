@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
-from pyspark.sql import SparkSession
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import Row, SparkSession
 
 from coldchain.core import fingerprint
+from coldchain.core.errors import Permanent
 from coldchain.core.plan import Segment, comparison_grid_us
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us, merge
-from coldchain.core.word import lake_words, source_words
+from coldchain.core.typemap import Column
+from coldchain.core.windows import MIN_US, Window, format_us, merge
+from coldchain.core.word import Made, lake_words, source_words
 from coldchain.lake import drift_of
 from coldchain.report import Services, sealed_before
 from coldchain.settings import CATALOG_NAME
@@ -22,7 +27,8 @@ Words = Mapping[int, tuple[int, int]]  # by bucket: rows, sum of crc32
 def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[str, list[str]]:
     """Compare a table segment by segment; return a sentence of what was compared, and one per difference.
 
-    Left out are segments that the source has begun to forget, and those made with older columns.
+    Left out are segments that the source has begun to forget, and those whose columns the ledger no longer knows.
+    A segment is compared by the columns that it was made with, in the form that they have now.
     """
     services.ledger.register(spec)
     table = services.lake.load(spec.target)
@@ -30,30 +36,55 @@ def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[s
         return f"{spec.name}: nothing is published", []
     source = Source(services.client, spec)
     columns = drift_of(spec, source.columns(), table).columns
-    version, sealed_us = fingerprint.version(columns), sealed_before(spec, source.extent().now_us)
+    names = {version: [each["name"] for each in made] for version, made in services.ledger.versions(spec.name).items()}
+    names[fingerprint.version(columns)] = [column.name for column in columns]
+    sealed_us = sealed_before(spec, source.extent().now_us)
     segments = services.ledger.segments(spec.name)
     held = [
         s
         for s in segments
         if s.state != "expired" and (sealed_us is None or s.window.start_us >= sealed_us)
-        and (s.version == version or not s.paths)
+        and (s.version in names or not s.paths)
     ]  # fmt: skip
-    if not held:
+    if not any(segment.paths for segment in held):
         return f"{spec.name}: none of {len(segments)} segments can be compared", []
+    made = _made(held, columns, names)
     windows = merge(segment.window for segment in held)
-    hull = Window(windows[0].start_us, windows[-1].end_us)
+    since_us = MIN_US if held[0] is segments[0] else windows[0].start_us
     grid_us = comparison_grid_us(spec.grid_us, segments)
     ours = {
         int(start): (int(rows), int(word))
-        for start, rows, word in services.client(source_words(spec, columns, windows, grid_us))
+        for each in made
+        for start, rows, word in services.client(source_words(spec, each.columns, each.windows, grid_us))
     }
     theirs = {
         int(start): (int(rows), int(word))
-        for start, rows, word in spark.sql(lake_words(CATALOG_NAME, spec, columns, hull, grid_us)).collect()
+        for start, rows, word in _collect(spark, spec, lake_words(CATALOG_NAME, spec, made, since_us, grid_us))
     }
     rows = sum(found for start, (found, _) in theirs.items() if any(w.start_us <= start < w.end_us for w in windows))
     said = f"{spec.name}: {rows:,} rows in {len(held)} of {len(segments)} segments, read by Spark SQL"
     return said, [*_differences(spec, held, ours, theirs), *_unowned(spec, segments, theirs, grid_us)]
+
+
+def _made(held: Sequence[Segment], columns: Sequence[Column], names: Mapping[str, Collection[str]]) -> list[Made]:
+    """Group segments by the columns that they were made with; those without rows go with the last."""
+    windows: dict[str, list[Window]] = defaultdict(list)
+    for segment in held:
+        if segment.paths:
+            windows[segment.version].append(segment.window)
+    windows[next(reversed(windows))] += [segment.window for segment in held if not segment.paths]
+    return [
+        Made(tuple(column for column in columns if column.name in names[version]), tuple(merge(group)))
+        for version, group in windows.items()
+    ]
+
+
+def _collect(spark: SparkSession, spec: TableSpec, query: str) -> list[Row]:
+    try:
+        return spark.sql(query).collect()
+    except (PySparkException, Py4JError) as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Permanent(f"table={spec.name}: Spark SQL can't read {spec.target}: {said[:500]}") from error
 
 
 def _differences(spec: TableSpec, segments: Sequence[Segment], ours: Words, theirs: Words) -> list[str]:

@@ -1,7 +1,8 @@
 """Entry point of the second proof: a JSON list of tables in (nothing: the registry), a sentence a table out.
 
-The exit code is 1 where any differs. Spark needs iceberg-spark-runtime and PostgreSQL's driver on its class path.
-Secrets come in the environment (coldchain.settings).
+The exit code is 1 where any differs or the registry has problems, an error's own where a table could not be compared.
+Spark needs iceberg-spark-runtime and PostgreSQL's driver on its class path. Secrets come in the environment
+(coldchain.settings).
 """
 
 from __future__ import annotations
@@ -27,8 +28,17 @@ def main(arguments: list[str]) -> int:
         settings = Settings.from_environment()
         services = Services.open(settings)
         with open_session(settings) as spark:
-            for spec in _tables(arguments):
-                said, differences = compare(spark, services, spec)
+            tables, problems = _tables(arguments)
+            for problem in problems:
+                print(problem, file=sys.stderr)
+                code = 1
+            for spec in tables:
+                try:
+                    said, differences = compare(spark, services, spec)
+                except ColdchainError as error:  # the others are compared all the same
+                    print(error, file=sys.stderr, flush=True)
+                    code = code or error.exit_code
+                    continue
                 print(said if differences else f"{said}: equal", flush=True)
                 for sentence in differences:
                     print(sentence, flush=True)
@@ -39,10 +49,11 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _tables(arguments: list[str]) -> list[TableSpec]:
+def _tables(arguments: list[str]) -> tuple[list[TableSpec], tuple[str, ...]]:
     if arguments:
-        return [TableSpec.from_json(each) for each in json.loads(arguments[0])]
-    return [table for table in configured_registry().tables if table.enabled]
+        return [TableSpec.from_json(each) for each in json.loads(arguments[0])], ()
+    registry = configured_registry()
+    return [table for table in registry.tables if table.enabled], registry.problems
 
 
 if __name__ == "__main__":

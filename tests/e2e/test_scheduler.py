@@ -6,6 +6,7 @@ table that fails, wrong parameters. After every chapter the independent comparer
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -205,6 +206,18 @@ def test_2_the_first_run_fills_what_the_backfill_left(story: Story) -> None:
     story.check_equal(12_477)
 
 
+def test_2b_each_commit_rewrote_its_table_s_view(story: Story) -> None:
+    analyst = HttpClickHouse(story.settings.clickhouse_url, "analyst", story.environment["COLDCHAIN_ANALYST_PASSWORD"])
+    for spec in TABLES:
+        proven = story.ledger.proven(spec.name)
+        assert proven.base is not None
+        ((text,),) = analyst(Query(f"SHOW CREATE VIEW k2_all.{spec.name}", {}))
+        assert proven.base.metadata_location.rpartition("/")[2] in text
+        ((shown,),) = analyst(Query(f"SELECT count() FROM k2_all.{spec.name}", {}))
+        final = " FINAL" if spec.read == "final" else ""
+        assert [(shown,)] == story.loader(Query(f"SELECT count() FROM {spec.source}{final}", {}))
+
+
 def test_3_an_idle_run_costs_one_task_a_table_and_no_spark(story: Story) -> None:
     before = story.heads()
     run_id = story.trigger()
@@ -320,6 +333,25 @@ def test_8c_a_person_decides_whether_a_segment_may_shrink(story: Story, answer: 
     story.check_equal(12_528)
 
 
+def test_8d_a_dag_that_follows_silver_reads_what_was_published(story: Story) -> None:
+    story.api.patch("/dags/coldchain_example", {"is_paused": False})
+    story.insert_copy(900_003_902, limit=3)
+    story.trigger()
+    deadline = time.monotonic() + 240
+    while not (runs := story.api.get("/dags/coldchain_example/dagRuns", order_by="-id")["dag_runs"]):
+        assert time.monotonic() < deadline, "no event of Silver started the example"
+        time.sleep(0.5)
+    run_id = runs[0]["dag_run_id"]
+    assert story.wait([run_id], dag="coldchain_example") == ["success"]
+    path = f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}"
+    counts = json.loads(story.api.get(f"{path}/taskInstances/count_trades/xcomEntries/return_value")["value"])
+    (event,) = story.api.get(f"{path}/upstreamAssetEvents")["asset_events"]
+    assert sum(counts.values()) == event["extra"]["rows"] > 3, "a window is published whole"
+    assert event["extra"]["windows"][0]["bytes"] > 0
+    story.api.patch("/dags/coldchain_example", {"is_paused": True})
+    story.check_equal(12_531)
+
+
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:
     """Scheduled runs appear on the quarter hour; unpausing made the one of the last complete interval."""
     scheduled = story.api.get(f"/dags/{DAG}/dagRuns", limit=100, run_type=["scheduled"], order_by="-id")["dag_runs"]
@@ -343,7 +375,7 @@ def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) 
     # The late row lies outside that interval: an exact run over its day takes it.
     yesterday = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     story.trigger(start=day.isoformat(), end=yesterday.isoformat())
-    story.check_equal(12_529)
+    story.check_equal(12_532)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +412,7 @@ def test_a_wrong_stretch_fails_with_a_sentence_and_writes_nothing(
     assert words in events[0].detail["error"], "the failure callback wrote it down"
     assert story.heads() == before
     story.trigger()
-    story.check_equal(12_529)
+    story.check_equal(12_532)
 
 
 def test_y_spark_sql_reads_in_all_ten_tables_what_clickhouse_holds(story: Story, state: Path) -> None:

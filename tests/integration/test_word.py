@@ -9,19 +9,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from pyiceberg.manifest import DataFile
 
+from coldchain.core.request import Request
+from coldchain.core.windows import HOUR_US, to_us
 from coldchain.lake import head_of, live_files, owner_of
 from stack import jars
 from tests.integration.test_types import COLUMNS, ROWS, TypedLab, any_columns, choices
-from tests.lab import DAY, ROOT, Lab, append_foreign, yesterday
+from tests.lab import DAY, ROOT, Lab, append_foreign, spoil, yesterday
 
 START, HOUR = yesterday(), timedelta(hours=1)
 TYPES = tuple(f"any types {seed}" for seed in range(6))
@@ -68,32 +67,38 @@ def said(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         lab.insert_many(START, 12, 60_000_000, first=0)
         lab.run()
         if name in SPOILED:
-            spoil(lab, SPOILED[name])
+            spoil(lab.lake.require(lab.spec.target), file_of(lab, START), SPOILED[name])
+    for name in ("older columns", "a spoiled older one"):
+        labs[name] = lab = Lab(environment, tmp_path_factory.mktemp("lab"), late_horizon_us=HOUR_US)
+        lab.insert_many(START - 2 * DAY, 5, 60_000_000)
+        lab.insert([(START - HOUR, 6)])  # what is late is looked for from here on
+        lab.run(Request(None, to_us(START)))
+        lab.execute(
+            f"ALTER TABLE k2.{lab.name} ADD COLUMN later Nullable(String) DEFAULT 'x', MODIFY COLUMN small Int64"
+        )
+        lab.execute(
+            f"INSERT INTO k2.{lab.name} (ts, seq, symbol, price, small, later, version) "
+            f"VALUES ('{START:%F %T}', 9, 'BTCUSD', 2, 9000000000, NULL, 1), ('{START:%F %T}', 8, 'B', 2, 3, '', 1)"
+        )
+        lab.run(run_key="test/later")
+        assert len({s.version for s in lab.ledger.segments(lab.name) if s.paths}) == 2, "the older one was not moved"
+    spoil(lab.lake.require(lab.spec.target), file_of(lab, START - 2 * DAY), change_null)
+    labs["a lost file"] = lab = Lab(environment, tmp_path_factory.mktemp("lab"))
+    lab.insert_many(START, 5, 60_000_000)
+    lab.run()
+    Path(file_of(lab, START)).unlink()
     append_foreign(labs["somebody else's file"].lake.require(labs["somebody else's file"].spec.target))
     output = run_job([lab.spec.to_json() for lab in labs.values()], environment)
-    yield {name: [line for line in output if line.startswith(f"{lab.name}")] for name, lab in labs.items()}
+    yield {name: [line for line in output if lab.name in line] for name, lab in labs.items()}
     for lab in labs.values():
         lab.ledger.close()
         lab.execute(f"DROP TABLE k2.{lab.name} SYNC")
 
 
-def spoil(lab: Lab, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Put another file in the place of yesterday's on `main`, past Coldchain, with a change."""
-    table = lab.lake.require(lab.spec.target)
-    files = live_files(table, head_of(table))
-    path = next(path for path in files if owner_of(path).window.covers(lab.window(START, START + HOUR)))  # type: ignore[union-attr]
-    whole = pq.ParquetFile(path).read()
-    rows = whole.to_pylist()
-    change(rows)
-    other = path.replace(".parquet", "-spoiled.parquet")
-    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), other)
-    kept = {name: getattr(files[path], name) for name in ("content", "file_format", "partition", "spec_id")}
-    twin = DataFile.from_args(
-        file_path=other, record_count=len(rows), file_size_in_bytes=Path(other).stat().st_size, **kept
-    )
-    with table.transaction() as changed, changed.update_snapshot().overwrite() as snapshot:
-        snapshot.delete_data_file(files[path])
-        snapshot.append_data_file(twin)
+def file_of(lab: Lab, start: datetime) -> str:
+    """Find the live file that owns an hour."""
+    files = live_files(table := lab.lake.require(lab.spec.target), head_of(table))
+    return next(path for path in files if owner_of(path).window.covers(lab.window(start, start + HOUR)))  # type: ignore[union-attr]
 
 
 def run_job(tables: list[dict[str, Any]], environment: dict[str, str]) -> list[str]:
@@ -112,7 +117,8 @@ def run_job(tables: list[dict[str, Any]], environment: dict[str, str]) -> list[s
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "read by Spark SQL" in done.stdout, f"{done.stdout}\n{done.stderr}"
-    return done.stdout.splitlines()
+    # Spark too writes to stderr, of the file that it can't read.
+    return [*done.stdout.splitlines(), *(line for line in done.stderr.splitlines() if line.startswith("table="))]
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -138,3 +144,20 @@ def test_what_was_spoiled_is_named_by_its_segment(said: dict[str, list[str]], na
 def test_a_file_of_another_writer_is_seen(said: dict[str, list[str]]) -> None:
     _, difference = said["somebody else's file"]
     assert "Spark SQL reads" in difference
+
+
+def test_segments_with_older_columns_are_compared_by_those(said: dict[str, list[str]]) -> None:
+    (line,) = said["older columns"]
+    assert re.search(r": 8 rows in (\d+) of \1 segments, read by Spark SQL: equal$", line)
+
+
+def test_what_was_spoiled_in_an_older_segment_is_seen(said: dict[str, list[str]]) -> None:
+    _, difference = said["a spoiled older one"]
+    assert re.search(
+        rf"window=\[{(START - 2 * DAY).date()}.*: Spark SQL reads 5 rows, word \d+, ClickHouse 5", difference
+    )
+
+
+def test_a_table_that_can_not_be_read_is_one_sentence_and_the_others_are_compared(said: dict[str, list[str]]) -> None:
+    (sentence,) = said["a lost file"]
+    assert re.match(r"table=t_\w+: Spark SQL can't read cold\.t_\w+: ", sentence)

@@ -83,6 +83,18 @@ def through_javascript(data: Any) -> Any:
 # -- the way there and back ------------------------------------------------------------------------------------------
 
 
+def test_an_event_says_what_was_published_window_by_window() -> None:
+    segments = tuple(
+        StagedSegment(Window(start, start + 900_000_000), Fingerprint(rows, 2**63), 900_000_000, {}, bytes=7)
+        for start, rows in ((900_000_000, 2), (0, 3))
+    )
+    event = Stage("t-1", "b", 2**60, 1, "v", segments).to_event()
+    assert json.loads(json.dumps(event)) == event
+    assert (event["start"], event["end"]) == ("1970-01-01T00:00:00Z", "1970-01-01T00:30:00Z")
+    assert (event["rows"], event["bytes"], event["hash"], event["snapshot_id"]) == (5, 14, "0", str(2**60))
+    assert [window["rows"] for window in event["windows"]] == [2, 3]
+
+
 @given(WORKS)
 def test_a_plan_survives_json(work: Work) -> None:
     assert Work.from_json(json.loads(json.dumps(work.to_json()))) == work

@@ -32,7 +32,7 @@ def test_nothing_listens_beyond_loopback_and_nobody_enters_from_beyond(stack: St
         "127.0.0.1"
     ]
     networks = [each.text for each in ET.fromstring(clickhouse._users(stack)).iter("ip")]
-    assert networks == ["127.0.0.1"] * 4
+    assert networks == ["127.0.0.1"] * 6
 
 
 @pytest.mark.parametrize("name", ["coldchain", "coldchain_validator"])
@@ -80,6 +80,22 @@ def test_a_statement_of_another_form_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "010_more.sql").write_text("CREATE QUOTA q;")
     with pytest.raises(StackError, match="'CREATE QUOTA q' is of no form"):
         clickhouse_access.read_access(tmp_path)
+
+
+def test_the_users_of_the_views_can_write_no_table_and_open_no_other_file(stack: Stack) -> None:
+    users = ET.fromstring(clickhouse._users(stack))
+    assert [each.text for each in users.iterfind("users/analyst/grants/query")] == ["GRANT SELECT ON k2_all.*"]
+    grants = [each.text or "" for each in users.iterfind("users/views/grants/query")]
+    assert {f"REVOKE SELECT ON k2.bronze_trades_{exchange}_queue" for exchange in EXCHANGES} <= set(grants)
+    *others, files = (grant for grant in grants if not grant.startswith(("GRANT SELECT ON ", "REVOKE ")))
+    assert others == ["GRANT CREATE VIEW, DROP VIEW ON k2_all.*", "GRANT CREATE TEMPORARY TABLE ON *.*"]
+    pattern = files.removeprefix("GRANT READ ON FILE('").removesuffix("')")
+    assert re.fullmatch(pattern, f"{stack.warehouse}/cold/t")
+    assert not re.fullmatch(pattern, f"{stack.root}/env")
+
+
+def test_a_warehouse_s_path_is_no_pattern() -> None:
+    assert clickhouse.view_grants(Path("/a+b/c.d"))[-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
 
 
 def test_the_user_without_a_password_may_only_keep_the_server_alive(stack: Stack) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coldchain.core.errors import Permanent
-from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.fingerprint import Fingerprint, total
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window
+from coldchain.core.windows import Window, format_us
 
 VERSION = 3
 
@@ -158,6 +158,29 @@ class Stage:
     base_snapshot_id: int
     version: str
     segments: tuple[StagedSegment, ...] = field(default=())
+
+    def to_event(self) -> dict[str, Any]:
+        """Describe what is published to those who follow: JSON-ready, instants as ISO 8601, hashes as text."""
+        whole = total(segment.fingerprint for segment in self.segments)
+        return {
+            "start": format_us(min(segment.window.start_us for segment in self.segments)),
+            "end": format_us(max(segment.window.end_us for segment in self.segments)),
+            "rows": whole.rows,
+            "bytes": sum(segment.bytes for segment in self.segments),
+            "hash": str(whole.hash),
+            "fingerprint_version": self.version,
+            "snapshot_id": str(self.snapshot_id),
+            "windows": [
+                {
+                    "start": format_us(segment.window.start_us),
+                    "end": format_us(segment.window.end_us),
+                    "rows": segment.fingerprint.rows,
+                    "bytes": segment.bytes,
+                    "hash": str(segment.fingerprint.hash),
+                }
+                for segment in self.segments
+            ],
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data; snapshot ids as text, for they exceed 2^53."""

@@ -123,12 +123,39 @@ def source_words(table: TableSpec, columns: Sequence[Column], windows: Sequence[
     return Query(text, {**rows.parameters, "grid": grid_us})
 
 
-def lake_words(catalog: str, table: TableSpec, columns: Sequence[Column], hull: Window, grid_us: int) -> str:
-    """Build the same in Spark SQL, over what a reader of the Iceberg table sees."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Windows, and the columns that their rows were published with: later ones say nothing of them."""
+
+    columns: tuple[Column, ...]
+    windows: tuple[Window, ...]
+
+
+def lake_words(catalog: str, table: TableSpec, made: Sequence[Made], since_us: int, grid_us: int) -> str:
+    """Build the same in Spark SQL, over all that a reader of the Iceberg table sees from an instant on.
+
+    Rows that lie in no window are read with the columns of the last of `made`, which is never empty.
+    """
+    *older, last = made
+    word = _spark_word(last.columns)
+    if older:
+        cases = (f"WHEN {_in_windows(table, each.windows)} THEN {_spark_word(each.columns)}" for each in older)
+        word = f"CASE {' '.join(cases)} ELSE {word} END"
     micros = f"unix_micros({quote(table.event_time)})"
     return (
-        f"SELECT bucket, count(*), sum(word) FROM (SELECT {micros} - pmod({micros}, {grid_us}) AS bucket, "
-        f"crc32(CAST({SPARK.row(columns)} AS BINARY)) AS word FROM {quote(catalog)}.{quote_table(table.target)} "
-        f"WHERE {quote(table.event_time)} >= timestamp_micros({hull.start_us}) "
-        f"AND {quote(table.event_time)} < timestamp_micros({hull.end_us})) GROUP BY bucket"
+        f"SELECT bucket, count(*), coalesce(sum(word), 0) FROM (SELECT {micros} - pmod({micros}, {grid_us}) AS bucket, "
+        f"{word} AS word FROM {quote(catalog)}.{quote_table(table.target)} "
+        f"WHERE {quote(table.event_time)} >= timestamp_micros({since_us})) GROUP BY bucket"
+    )
+
+
+def _spark_word(columns: Sequence[Column]) -> str:
+    return f"crc32(CAST({SPARK.row(columns)} AS BINARY))"
+
+
+def _in_windows(table: TableSpec, windows: Sequence[Window]) -> str:
+    at = quote(table.event_time)
+    return " OR ".join(
+        f"({at} >= timestamp_micros({window.start_us}) AND {at} < timestamp_micros({window.end_us}))"
+        for window in windows
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coldchain.core.errors import Permanent
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
@@ -39,6 +42,18 @@ class TableState:
     last_rows_us: int | None  # end of the last segment that holds rows
     base: Base | None
     foreign: tuple[Foreign, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What readers of Iceberg may rely on: the windows that the base holds, merged, in order of time.
+
+    The base also holds the rows of `foreign` files, wherever they lie: nobody proved them.
+    """
+
+    base: Base | None
+    windows: tuple[Window, ...]
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,20 @@ class Attempt:
 
 
 LEASE_SECONDS = 300
+DAMAGED = "damaged"  # the version of a segment whose files are not what was proven: no columns have it
+
+
+def lease_seconds() -> float:
+    """Return how long a lease lasts unless it is renewed: what a table waits for where its holder died.
+
+    A committer that freezes with a transaction open is cut off after a fifth of it; Permanent names a wrong setting.
+    """
+    text = os.environ.get("COLDCHAIN_LEASE_SECONDS", "")
+    if not text:
+        return LEASE_SECONDS
+    if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        raise Permanent(f"COLDCHAIN_LEASE_SECONDS={text!r} is not a number of seconds from 1 to 99999")
+    return int(text)
 
 
 class Ledger(Protocol):
@@ -104,6 +133,9 @@ class Ledger(Protocol):
 
     def state(self, name: str) -> TableState:
         """Read origin, watermark (derived from the segments) and base."""
+
+    def proven(self, name: str) -> Proven:
+        """Read, as of one moment, the base, what is published in it or known to be empty, and foreign files' paths."""
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
@@ -166,6 +198,25 @@ class Ledger(Protocol):
 
     def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
         """Let the watermark pass expired segments, for a person gave them up; return it. Fenced if overtaken."""
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        """Read when each published segment was last compared by content, in microseconds, and the ledger's clock."""
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        """Mark segments as compared just now, or as unequal: due at once, and counted until they are replaced.
+
+        Those of them that are `damaged` get a version that no columns have, so that they are planned again.
+        `compared_to_us` takes the last comparison back to there, so that the next run looks that far. Fenced if
+        overtaken.
+        """
 
     def renew_epoch(self) -> None:
         """Begin a new life of the ledger: every token of the old one is void."""

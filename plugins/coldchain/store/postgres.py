@@ -19,7 +19,18 @@ from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, Foreign, LeaseState, Publishing, TableState
+from coldchain.store.ledger import (
+    DAMAGED,
+    Attempt,
+    Base,
+    Comparison,
+    Foreign,
+    LeaseState,
+    Proven,
+    Publishing,
+    TableState,
+    lease_seconds,
+)
 
 _SEGMENT = (
     'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
@@ -77,7 +88,11 @@ class PostgresLedger:
 
     @classmethod
     def from_uri(cls, uri: str) -> PostgresLedger:
-        """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements and locks."""
+        """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements, locks and idleness.
+
+        Every write locks the lease's row: who freezes in a transaction is cut off, or nobody could take the table over.
+        """
+        idle_ms = round(lease_seconds() * 200)
         plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", uri)
         try:
             psycopg2.extensions.parse_dsn(plain)
@@ -91,7 +106,8 @@ class PostgresLedger:
                 plain,
                 connect_timeout=10,
                 application_name="coldchain",
-                options="-c statement_timeout=60000 -c lock_timeout=30000",
+                options="-c statement_timeout=60000 -c lock_timeout=30000 "
+                f"-c idle_in_transaction_session_timeout={idle_ms}",
             )
         )
 
@@ -172,7 +188,7 @@ class PostgresLedger:
                 "expires_at = clock_timestamp() + make_interval(secs => %(seconds)s) "
                 "WHERE table_id = %(table_id)s AND (expires_at <= clock_timestamp() OR holder = %(holder)s) "
                 "RETURNING n",
-                {"holder": holder, "seconds": LEASE_SECONDS, "table_id": table_id},
+                {"holder": holder, "seconds": lease_seconds(), "table_id": table_id},
             )
             row = cursor.fetchone()
             epoch = self._epoch(cursor)
@@ -190,7 +206,7 @@ class PostgresLedger:
             cursor.execute(
                 "UPDATE coldchain.leases SET expires_at = clock_timestamp() + make_interval(secs => %s) "
                 "WHERE table_id = %s",
-                (LEASE_SECONDS, table_id),
+                (lease_seconds(), table_id),
             )
 
     def release(self, name: str, token: str) -> None:
@@ -240,6 +256,22 @@ class PostgresLedger:
     def _watermark(self, cursor: Any, table_id: int) -> int | None:
         cursor.execute(_WATERMARK, {"table_id": table_id})
         return _us(cursor.fetchone()[0])
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT iceberg_uuid::text, metadata_location, main_snapshot_id, foreign_files, lower(w), upper(w) "
+                "FROM coldchain.tables t LEFT JOIN LATERAL unnest(("
+                'SELECT range_agg("window") FROM coldchain.segments s '
+                "WHERE s.table_id = t.table_id AND state IN ('published', 'empty'))) w ON true "
+                "WHERE t.table_id = %s ORDER BY lower(w)",
+                (self._table_id(cursor, name),),
+            )
+            rows = cursor.fetchall()
+        uuid, location, head, foreign, *_ = rows[0]
+        windows = tuple(Window(to_us(start), to_us(end)) for *_, start, end in rows if start is not None)
+        base = None if uuid is None else Base(uuid, location, head)
+        return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction() as cursor:
@@ -364,9 +396,8 @@ class PostgresLedger:
 
     def publish(self, name: str, token: str, move: Callable[[], Base]) -> int | None:
         with self._transaction() as cursor:
-            # A committer that freezes between the check and the move is cut off, and can't record what it did.
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
             table_id = self._hold(cursor, name, token)
+            # Who freezes between the check and the move is cut off, and can't record what it did.
             base = move()
             return self._finalise(cursor, name, table_id, base.main_snapshot_id, base)
 
@@ -445,6 +476,48 @@ class PostgresLedger:
                 (table_id, list(segment_ids)),
             )
             return self._write_watermark(cursor, name, table_id)
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT segment_id, coalesce(verified_at, created_at) FROM coldchain.segments "
+                "WHERE table_id = %s AND state = 'published'",
+                (table_id,),
+            )
+            rows = cursor.fetchall()
+            cursor.execute("SELECT clock_timestamp()")
+            now = to_us(cursor.fetchone()[0])
+        return {segment_id: to_us(at) for segment_id, at in rows}, now
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            for moment, segment_ids in (("clock_timestamp()", verified), ("to_timestamp(0)", unequal)):
+                cursor.execute(
+                    f"UPDATE coldchain.segments SET verified_at = {moment} WHERE table_id = %s "
+                    "AND state = 'published' AND segment_id = ANY(%s)",
+                    (table_id, list(segment_ids)),
+                )
+            cursor.execute(
+                "UPDATE coldchain.segments SET version = %s, updated_at = clock_timestamp() WHERE table_id = %s "
+                "AND state = 'published' AND segment_id = ANY(%s)",
+                (DAMAGED, table_id, list(damaged)),
+            )
+            if compared_to_us is not None:
+                cursor.execute(
+                    "UPDATE coldchain.tables SET compared_to = least(compared_to, %s) "
+                    "WHERE table_id = %s AND compared_to IS NOT NULL",
+                    (to_datetime(compared_to_us), table_id),
+                )
 
     def renew_epoch(self) -> None:
         with self._transaction() as cursor:
