@@ -126,11 +126,6 @@ def open_state() -> Stack:
     root = state_folder()
     stack = find_state()
     if stack is not None:
-        # A stack from before has no secret yet for what came later.
-        whole = {**_new_secrets(), **stack.secrets}
-        if whole != stack.secrets:
-            stack = replace(stack, secrets=whole)
-            save(stack)
         return stack
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o711)

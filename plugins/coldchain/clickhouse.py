@@ -83,7 +83,7 @@ class HttpClickHouse:
         values = {f"param_{name}": render(value) for name, value in parameters.items()}
         connection = None
         try:
-            connection = self._connection()
+            connection = self._open()
             arguments = urllib.parse.urlencode({**settings, **values})
             connection.request("POST", f"/?{arguments}", body=text.encode(), headers=self._headers)
             response = connection.getresponse()
@@ -105,7 +105,7 @@ class HttpClickHouse:
             if connection is not None:
                 connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _open(self) -> http.client.HTTPConnection:
         host, port = self._url.hostname or "", self._url.port
         if self._url.scheme != "https":
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
