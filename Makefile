@@ -93,6 +93,10 @@ test-faults: prerequisites ## Run the tests that kill things
 soak: prerequisites ## Live simulated days of trouble, then compare every row (MINUTES=60 SEED= CYCLES=)
 	@COLDCHAIN_SOAK_MINUTES=$(or $(MINUTES),60) COLDCHAIN_SOAK_SEED=$(SEED) COLDCHAIN_SOAK_CYCLES=$(CYCLES) $(PYTEST) -s tests/faults/test_soak.py
 
+.PHONY: fault-matrix
+fault-matrix: prerequisites ## Run every test of the fault table and write docs/fault-matrix.md
+	@$(PYTEST) -m fault --fault-matrix=docs/fault-matrix.md $(TIERS)
+
 .PHONY: bench
 bench: prerequisites ## Measure against the one-partition JDBC baseline; writes JSON
 	@$(VENV) -m tests.bench

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
+from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThan
 from pyiceberg.table import Table
 
 # Pieces of a day; of six hours where a day would be too much for the memory of a small machine.
@@ -124,12 +124,12 @@ def compare(
     """
     found = Comparison(source, target)
     table = catalog.load_table(target)
-    types = _source_types(client, source)
+    types = source_types(client, source)
     final = final and not _is_view(client, source)
     found.columns = _column_problem(list(types), [each.name for each in table.schema().fields])
     if found.columns:
         return found
-    reader = _Reader(client, table, source, event_time, types, "FINAL" if final else "")
+    reader = Sides(client, table, source, event_time, types, "FINAL" if final else "")
     rows: list[tuple[dict[str, Any], int, int]] = []
     for chunk_start, chunk_end in reader.chunks(start, end):
         rows += _count(found, reader.source_rows(chunk_start, chunk_end), reader.target_rows(chunk_start, chunk_end))
@@ -140,8 +140,8 @@ def compare(
 
 
 @dataclass(slots=True)
-class _Reader:
-    """Reads both sides of one table in pieces of event time, in the same form, from the snapshot that `main` had."""
+class Sides:
+    """Reads both sides of one table, whole or in pieces of event time, in the same form; `main` as it was loaded."""
 
     client: Any
     table: Table
@@ -165,17 +165,20 @@ class _Reader:
             if piece[0] < piece[1]:
                 yield piece
 
-    def source_rows(self, start: datetime, end: datetime) -> pa.Table:
-        """Read the source's rows of ``[start, end)``."""
+    def source_rows(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
+        """Read the source's rows of ``[start, end)``, or all of them."""
         columns = ", ".join(_expression(name, kind) for name, kind in self.types.items())
-        statement = f"SELECT {columns} FROM {self.source} {self.final} WHERE {self._window(start, end)}"
+        condition = self._window(start, end) if start and end else "true"
+        statement = f"SELECT {columns} FROM {self.source} {self.final} WHERE {condition}"
         settings = {"output_format_arrow_string_as_string": 1, "output_format_arrow_low_cardinality_as_dictionary": 0}
         return _canonical(self.client.query_arrow(statement, settings=settings), list(self.types))
 
-    def target_rows(self, start: datetime, end: datetime) -> pa.Table:
-        """Read the target's rows of ``[start, end)``."""
-        bounds = [self._literal(each) for each in (start, end)]
-        window = And(GreaterThanOrEqual(self.event_time, bounds[0]), LessThan(self.event_time, bounds[1]))
+    def target_rows(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
+        """Read the target's rows of ``[start, end)``, or all of them."""
+        window: BooleanExpression = AlwaysTrue()
+        if start and end:
+            bounds = [self._literal(each) for each in (start, end)]
+            window = And(GreaterThanOrEqual(self.event_time, bounds[0]), LessThan(self.event_time, bounds[1]))
         rows = self.table.scan(row_filter=window).to_arrow()
         return _canonical(rows, list(self.types), [name for name, kind in self.types.items() if "UUID" in kind])
 
@@ -208,7 +211,8 @@ class _Reader:
         return (moment if is_zoned else moment.replace(tzinfo=None)).isoformat(timespec="microseconds")
 
 
-def _source_types(client: Any, source: str) -> dict[str, str]:
+def source_types(client: Any, source: str) -> dict[str, str]:
+    """Return the type of every column."""
     return {row[0]: row[1] for row in client.query(f"DESCRIBE TABLE {source}").result_rows}
 
 
@@ -381,7 +385,7 @@ def _explain(found: Comparison, rows: list[tuple[dict[str, Any], int, int]], key
         del kept[SHOWN:]
 
 
-def _compare_totals(found: Comparison, reader: _Reader) -> None:
+def _compare_totals(found: Comparison, reader: Sides) -> None:
     """Include rows that no piece of time holds: without an event time."""
     source, target = reader.totals()
     if (source, target) != (found.source_rows, found.target_rows):

@@ -17,6 +17,8 @@ os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / "build" / 
 
 from tests.lab import Lab
 
+pytest_plugins = ("tests.fault_matrix",)
+
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")
 

@@ -21,7 +21,7 @@ from pyiceberg.table import Table
 
 from coldchain import proof, protocol
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.job import JobTable
+from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
@@ -33,8 +33,10 @@ from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.offload import Outcome, offload_table
 from coldchain_spark.runner import make_mapper
 from tests.comparer import Comparison, compare, connect_clickhouse
+from tests.processes import PATH, StepProcess
 
 ROOT = Path(__file__).parents[1]
+STEPS = ("read", "offload", "validate", "commit")
 COLUMNS = """
     ts DateTime64(6, 'UTC'), seq UInt64, symbol LowCardinality(String), price Decimal(38, 8), note Nullable(String),
     ratio Nullable(Float64), small Int16, is_maker Bool, day Date, version UInt64
@@ -191,33 +193,79 @@ class Lab(Steps):
 
     # -- the same steps as processes ---------------------------------------------------------------------------------
 
-    def step(self, verb: str, *, run_key: str = "test/run", failpoint: str = "", **changes: str) -> Any:
-        """Run one step as a process; returns the CompletedProcess. `offload` goes through spark-submit."""
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / "spec.json").write_text(json.dumps(self.spec.to_json()))
-        (self.folder / "run_key").write_text(run_key)
-        path = os.pathsep.join([str(ROOT / "plugins"), str(ROOT / "spark"), str(ROOT)])
-        binaries = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = {
-            **os.environ, **self.settings.to_environment(), "PYTHONPATH": path, "PATH": binaries,
-            "PYTHONWARNINGS": "ignore", "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "SPARK_LOCAL_IP": "127.0.0.1",
-            "COLDCHAIN_FAILPOINT": failpoint, **changes,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.steps", verb, str(self.folder)]
-        if verb == "offload":
-            job = self.step("job", run_key=run_key)
-            assert job.returncode == 0, job.stderr
-            script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
-            command = ["spark-submit", "--master", "local[2]", script, job.stdout.strip()]
-        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=180)
+    def start(
+        self, verb: str, *, run_key: str = "test/run", failpoint: str = "", window: Window | None = None, **changes: str
+    ) -> StepProcess:
+        """Start one step as a process: read, offload (the driver without Spark around it), validate or commit.
 
-    def steps(self, run_key: str = "test/run") -> None:
-        """Run all four steps as processes; every one must succeed."""
-        for verb in ("read", "offload", "validate", "commit"):
-            done = self.step(verb, run_key=run_key)
-            assert done.returncode == 0, done.stderr
-            if verb == "read" and not (self.folder / "work.json").exists():
+        A run whose read is given a window is asked for exactly that.
+        """
+        folder = self._run_folder(run_key)
+        if window is not None:
+            (folder / "window.json").write_text(json.dumps([window.start_us, window.end_us]))
+        environment = {**self._step_environment(), "COLDCHAIN_FAILPOINT": failpoint, **changes}
+        return StepProcess(verb, folder, environment)
+
+    def step(self, verb: str, **options: Any) -> Any:
+        """Run one step as a process; returns the CompletedProcess."""
+        return self.start(verb, **options).wait()
+
+    def submit(
+        self, *, run_key: str = "test/run", failpoint: str = "", master: str = "local[2]", **changes: str
+    ) -> Any:
+        """Run the offload's driver through spark-submit; returns the Popen."""
+        job = self.step("job", run_key=run_key)
+        assert job.returncode == 0, job.stderr
+        script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
+        return subprocess.Popen(
+            ["spark-submit", "--master", master, script, job.stdout.strip()],
+            env={**self._step_environment(), "COLDCHAIN_FAILPOINT": failpoint, **changes},
+            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def steps(self, run_key: str = "test/run", since: str = "read", **options: Any) -> None:
+        """Run the four steps as processes, or those from one of them on; every one must succeed."""
+        for verb in STEPS[STEPS.index(since) :]:
+            done = self.step(verb, run_key=run_key, **options)
+            assert done.returncode == 0, done.stderr + done.stdout
+            if verb == "read" and self.work(run_key) is None:
                 return
+
+    def work(self, run_key: str = "test/run") -> Work | None:
+        """Return what the read of a run of processes planned; None where nothing had to move."""
+        plan = self._run_folder(run_key) / "work.json"
+        return Work.from_json(json.loads(plan.read_text())) if plan.exists() else None
+
+    def give_up(self, run_key: str = "test/run") -> None:
+        """Give the lease back as a task does whose last try has failed."""
+        ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
+        token = protocol.newest_token(replace(self.turn(run_key), ledger=ledger))
+        ledger.release(self.name, token)
+        ledger.close()
+
+    def let_lease_end(self) -> None:
+        """Let the time go by after which a table whose holder died is free."""
+        with self.ledger._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.leases SET expires_at = '-infinity' WHERE table_id = "
+                "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)",
+                (self.name,),
+            )
+
+    def _run_folder(self, run_key: str) -> Path:
+        """Return the folder by which the processes of a run know the table, the run and its plan."""
+        folder = self.folder / run_key.replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.json").write_text(json.dumps(self.spec.to_json()))
+        (folder / "run_key").write_text(run_key)
+        return folder
+
+    def _step_environment(self) -> dict[str, str]:
+        binaries = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return {
+            **os.environ, **self.settings.to_environment(), "PYTHONPATH": PATH, "PATH": binaries,
+            "PYTHONWARNINGS": "ignore", "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "SPARK_LOCAL_IP": "127.0.0.1",
+        }  # fmt: skip
 
 
 DAY = timedelta(microseconds=DAY_US)

@@ -1,24 +1,29 @@
 """A table's tasks as plain processes: `python -m tests.steps <verb> <folder>`, for tests that kill one of them.
 
-The folder holds `spec.json`, `run_key` and, once it was read, `work.json`. Prints one JSON line.
+The folder holds `spec.json`, `run_key`, for an exact run `window.json`, and, once it was read, `work.json`. Prints one
+JSON line.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from coldchain import failpoint, proof, protocol
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.errors import ColdchainError
+from coldchain.core.errors import EXIT_KINDS, ColdchainError, Permanent
 from coldchain.core.job import JobSpec, JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
+from coldchain.core.windows import Window
 from coldchain.lake import Lake
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
+from jobs import offload_tables
 
 
 def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
@@ -28,10 +33,12 @@ def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
     return protocol.Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
 
 
-def read(turn: protocol.Turn, settings: Settings, folder: Path, asked: Request | None = None) -> dict[str, object]:
+def read(turn: protocol.Turn, settings: Settings, folder: Path) -> dict[str, object]:
     """Run read_watermark, and keep its plan in the folder."""
+    exact = folder / "window.json"
+    asked = Request(Window(*json.loads(exact.read_text())) if exact.exists() else None, None)
     client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
-    reading = protocol.read(turn, Source(client, turn.spec), asked or Request(None, None))
+    reading = protocol.read(turn, Source(client, turn.spec), asked)
     plan = folder / "work.json"
     plan.unlink(missing_ok=True)
     if reading.work is not None:
@@ -46,6 +53,11 @@ def job_of(turn: protocol.Turn, folder: Path) -> JobSpec:
     return JobSpec((JobTable(turn.spec, token, turn.run_key, _work(folder)),))
 
 
+def offload(turn: protocol.Turn, folder: Path) -> int:
+    """Run the offload job as the driver does, its outcome on stdout; a small plan needs no Spark."""
+    return offload_tables.main(job_of(turn, folder).dumps())
+
+
 def validate(turn: protocol.Turn, folder: Path) -> dict[str, object]:
     """Run validate."""
     stage = protocol.latest_stage(turn, _work(folder), "staged")
@@ -54,6 +66,7 @@ def validate(turn: protocol.Turn, folder: Path) -> dict[str, object]:
     proof.prove(turn, stage)
     failpoint.hit("validate.after_prove")
     turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
+    failpoint.hit("validate.after_record")
     return {"proven": True}
 
 
@@ -72,20 +85,26 @@ def _work(folder: Path) -> Work:
 
 
 def main(verb: str, folder: Path) -> int:
-    """Run one step; an error is one sentence on stderr and its exit code."""
+    """Run one step; an error is one sentence on stderr and its exit code. One that no retry mends gives the lease back."""
     settings = Settings.from_environment()
+    turn = turn_in(folder, settings)
+    steps: dict[str, Callable[[], str | int | dict[str, object]]] = {
+        "read": lambda: read(turn, settings, folder),
+        "job": lambda: job_of(turn, folder).dumps(),
+        "offload": lambda: offload(turn, folder),
+        "validate": lambda: validate(turn, folder),
+        "commit": lambda: commit(turn, folder),
+    }
     try:
-        turn = turn_in(folder, settings)
-        steps = {
-            "read": lambda: read(turn, settings, folder),
-            "job": lambda: job_of(turn, folder).dumps(),
-            "validate": lambda: validate(turn, folder),
-            "commit": lambda: commit(turn, folder),
-        }
         result = steps[verb]()
     except ColdchainError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        result = error.exit_code
+    if isinstance(result, int):
+        if issubclass(EXIT_KINDS.get(result, ColdchainError), Permanent):
+            with suppress(ColdchainError):
+                turn.ledger.release(turn.spec.name, protocol.newest_token(turn))
+        return result
     print(result if isinstance(result, str) else json.dumps(result))
     return 0
 

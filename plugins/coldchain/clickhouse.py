@@ -14,7 +14,14 @@ from coldchain.core.sql import Parameters, Query
 
 CHUNK_BYTES = 1 << 20
 # Codes of ClickHouse's src/Common/ErrorCodes.cpp that no retry mends.
-_PERMANENT_CODES = {47: "UNKNOWN_IDENTIFIER", 60: "UNKNOWN_TABLE", 81: "UNKNOWN_DATABASE", 497: "ACCESS_DENIED"}
+_PERMANENT_CODES = {
+    47: "UNKNOWN_IDENTIFIER",
+    60: "UNKNOWN_TABLE",
+    70: "CANNOT_CONVERT_TYPE",
+    81: "UNKNOWN_DATABASE",
+    407: "DECIMAL_OVERFLOW",
+    497: "ACCESS_DENIED",
+}
 _REFUSED_CODES = {193, 194, 516}
 
 

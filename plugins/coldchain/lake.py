@@ -21,6 +21,7 @@ from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    ValidationError,
     ValidationException,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
@@ -32,6 +33,7 @@ from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
+from coldchain import failpoint
 from coldchain.core import drift
 from coldchain.core.canonical import Value
 from coldchain.core.drift import Drift
@@ -159,10 +161,11 @@ class Lake:
                 return self.catalog.load_table(target)
             except NoSuchTableError:
                 return None
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ValidationError) as error:
+                what = "missing" if isinstance(error, FileNotFoundError) else "not readable"
                 raise Permanent(
-                    f"table {target} is broken: its metadata file is missing ({error}); restore it from backup, "
-                    "or register an older metadata file, before the next run"
+                    f"table {target} is broken: its metadata file is {what} ({str(error).splitlines()[0]}); restore it "
+                    "from backup, or register an older metadata file, before the next run"
                 ) from error
 
     def require(self, target: str) -> Table:
@@ -370,6 +373,7 @@ def stage(
         table.refresh()
         base = head_of(table)
         table.manage_snapshots().create_branch(snapshot_id=base, branch_name=branch).commit()
+        failpoint.hit("stage.after_branch")
         with table.transaction() as transaction:
             update = transaction.update_snapshot(
                 snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch

@@ -72,7 +72,12 @@ def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]
             log.warning("%s", checks.sentence(turn.spec, result))
     if blocking := [result for result in results if result.broken and result.is_blocking]:
         said = checks.sentence(turn.spec, blocking[0])
-        found = {"task": "validate", "error": said, "checks": [summary.to_json() for summary in summaries]}
+        found = {
+            "task": "validate",
+            "error": said,
+            "kind": "ProofFailed",
+            "checks": [summary.to_json() for summary in summaries],
+        }
         turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "failed", found)
         raise ProofFailed(said)
     return summaries

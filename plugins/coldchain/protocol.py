@@ -28,6 +28,7 @@ from coldchain.core import fingerprint, plan, request
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
+    Fenced,
     ForeignFiles,
     SourceShrank,
     StageGone,
@@ -76,12 +77,15 @@ def take(turn: Turn) -> str:
         ForeignFiles: `main` holds files that no segment owns, and it can't be told which windows they touch.
     """
     turn.ledger.register(turn.spec)
+    failpoint.hit("take.before_claim")
     token = turn.ledger.acquire(turn.spec.name, turn.run_key)
+    failpoint.hit("take.after_claim")
     try:
         _heal(turn, token)
     except Exception:
         turn.ledger.release(turn.spec.name, token)
         raise
+    failpoint.hit("take.after_heal")
     return token
 
 
@@ -236,7 +240,6 @@ def read(turn: Turn, source: Source, asked: Request, *, keeps_lease: bool = True
     if (settled := _between_bars(turn, asked)) is not None:
         return settled
     token = take(turn)
-    failpoint.hit("read.after_take")
     try:
         reading = _read(turn, source, asked, token)
     except Exception:
@@ -353,6 +356,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             expired=found.expired,
         ),
     )
+    failpoint.hit("read.after_record")
     if is_idle and complaint:
         raise (SourceShrank if found.shrunk else ForeignFiles)(complaint)
     if is_idle:
@@ -582,8 +586,11 @@ def _record_end(turn: Turn, stage: Stage, work: Work) -> None:
     """Record the outcome and give the lease back; what is published stays so if this fails, and a retry repeats it."""
     name = turn.spec.name
     staged = [segment.window for segment in stage.segments]
-    if work.compared_to_us is not None and all(any(s.covers(w) for s in staged) for w, _ in work.windows):
-        turn.ledger.set_compared_to(name, stage.token, work.compared_to_us)
+    try:
+        if work.compared_to_us is not None and all(any(s.covers(w) for s in staged) for w, _ in work.windows):
+            turn.ledger.set_compared_to(name, stage.token, work.compared_to_us)
+    except Fenced as error:  # a process that froze after it had published has done its work: its successor compares
+        log.warning("%s: published, and overtaken since: %s", name, error)
     turn.ledger.note(
         name,
         stage.token,
@@ -591,8 +598,10 @@ def _record_end(turn: Turn, stage: Stage, work: Work) -> None:
         "committed",
         {"snapshot_id": str(stage.snapshot_id), "rows": sum(s.fingerprint.rows for s in stage.segments)},
     )
+    failpoint.hit("publish.before_release")
     turn.ledger.mark(name, "success", seconds=_seconds(turn))
     turn.ledger.release(name, stage.token)
+    failpoint.hit("publish.after_release")
 
 
 def _seconds(turn: Turn) -> float | None:

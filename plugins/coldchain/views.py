@@ -78,8 +78,8 @@ def view_text(spec: TableSpec, source: Types, cold: Mapping[str, str], proven: P
         reader = iceberg_reader(proven.base.metadata_location)
         parts.append(f"SELECT {selected}\nFROM {reader} AS `cold`\nWHERE {condition}")
         said = (
-            f"Rows of {format_us(proven.windows[0].start_us)} to {format_us(proven.windows[-1].end_us)} in "
-            f"{len(proven.windows)} stretches from Iceberg snapshot {proven.base.main_snapshot_id}, others from "
+            f"Rows of {format_us(proven.windows[0].start_us)} to {format_us(proven.windows[-1].end_us)} "
+            f"(stretches: {len(proven.windows)}) from Iceberg snapshot {proven.base.main_snapshot_id}, others from "
             f"{spec.source}"
         )
     return (
@@ -186,7 +186,7 @@ def keep(spec: TableSpec, ledger: Ledger, opened: Callable[[], Views | None]) ->
 def _sentence(shown: Proven) -> str:
     if shown.base is None or not shown.windows:
         return "reads ClickHouse alone: nothing is published yet"
-    gaps = f", but for {len(shown.windows) - 1} gaps" if shown.windows[1:] else ""
+    gaps = f" (gaps: {len(shown.windows) - 1})" if shown.windows[1:] else ""
     return f"reads Iceberg up to {format_us(shown.windows[-1].end_us)}{gaps}"
 
 

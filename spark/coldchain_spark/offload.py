@@ -15,7 +15,7 @@ from coldchain import failpoint, lake as iceberg
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core import fingerprint
 from coldchain.core.drift import Drift, to_json
-from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
+from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import Plan, PlannedWindow, make_plan
@@ -26,7 +26,7 @@ from coldchain.lake import Lake
 from coldchain.protocol import Turn, compare, rules_for
 from coldchain.settings import Settings
 from coldchain.source import Source
-from coldchain.store.ledger import LEASE_SECONDS
+from coldchain.store.ledger import lease_seconds
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.datafile import data_file, max_sequence
 from coldchain_spark.slices import STEP_US, Slice, cut, cut_partitions, slice_rows
@@ -56,29 +56,30 @@ class Outcome:
 
 def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) -> Outcome:
     """Stage one table, and record what happened in the ledger. Errors become an Outcome: other tables go on."""
-    ledger = PostgresLedger.from_uri(settings.ledger_uri)
+    ledger, kind = PostgresLedger.from_uri(settings.ledger_uri), ""
     try:
         with _heartbeat(job, settings):
             outcome = _Offload(job, settings, ledger, run, cores).run()
     except ColdchainError as error:
         outcome = Outcome(job.spec.name, "failed", message=str(error), exit_code=error.exit_code)
+        kind = type(error).__name__
     except Exception as error:
         log.exception("%s: unexpected", job.spec.name)
         said = (
             f"table={job.spec.name}: the offload job failed unexpectedly ({type(error).__name__}: {error}): see its log"
         )
-        outcome = Outcome(job.spec.name, "failed", message=said, exit_code=Transient.exit_code)
+        outcome, kind = Outcome(job.spec.name, "failed", message=said, exit_code=Transient.exit_code), UNEXPECTED
     finally:
         ledger.close()
     if outcome.outcome == "failed":
-        _note_failure(job, settings, outcome)
+        _note_failure(job, settings, outcome, kind)
     return outcome
 
 
-def _note_failure(job: JobTable, settings: Settings, outcome: Outcome) -> None:
+def _note_failure(job: JobTable, settings: Settings, outcome: Outcome, kind: str) -> None:
     ledger = PostgresLedger.from_uri(settings.ledger_uri)
     event = "fenced" if outcome.exit_code == Fenced.exit_code else "failed"
-    detail = {"task": "offload", "error": outcome.message, "exit_code": outcome.exit_code}
+    detail = {"task": "offload", "error": outcome.message, "exit_code": outcome.exit_code, "kind": kind}
     with contextlib.suppress(ColdchainError):
         ledger.note(job.spec.name, job.token, job.run_key, event, detail)
     ledger.close()
@@ -92,7 +93,7 @@ def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
     def beat() -> None:
         ledger = PostgresLedger.from_uri(settings.ledger_uri)
         for _ in range(HEARTBEATS):  # a driver that hangs must not hold its table for ever
-            if stop.wait(LEASE_SECONDS / 5):
+            if stop.wait(lease_seconds() / 5):
                 break
             try:
                 ledger.renew(job.spec.name, job.token)
@@ -199,6 +200,7 @@ class _Offload:
         known = self.ledger.state(self.spec.name).base
         if known is None or iceberg.head_of(table) != known.main_snapshot_id:
             raise BaseMoved(f"table={self.spec.name}: main moved since the plan: the task is tried again")
+        failpoint.hit("offload.before_stream")
         staged = self._stream(table, columns, found)
         failpoint.hit("offload.after_stream")
         segments = self.ledger.segments(self.spec.name)
@@ -221,6 +223,7 @@ class _Offload:
             segments=tuple(staged),
         )
         self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
+        failpoint.hit("offload.after_record")
         return stage
 
     def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
@@ -373,7 +376,9 @@ class _Offload:
             if table is not None:
                 for ref in table.metadata.refs.values():
                     reached |= iceberg.live_files(table, ref.snapshot_id).keys()
+            failpoint.hit("clean.before_remove")
             self._remove(path for path in self.written if iceberg.normalised(path) not in reached)
+            failpoint.hit("clean.after_remove")
         except ColdchainError as error:
             log.warning("%s: %d files were left behind for maintenance to remove: %s", self.spec.name,
                         len(self.written), error)  # fmt: skip

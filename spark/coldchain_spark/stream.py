@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from coldchain import failpoint
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.canonical import field_names
 from coldchain.core.errors import ColdchainError, SourceMoving, Transient, Unavailable
@@ -126,9 +127,12 @@ def _write(job: StreamJob, client: HttpClickHouse, part: Slice) -> Streamed:
     path = f"{job.data_folder}/{file_name(part.segment, job.token, uuid.uuid4().hex)}"
     chunks = client.stream(rows_query(job.spec, job.columns, part), job.query_settings)
     try:
+        failpoint.hit("stream.before_file")
         # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
         with _io(job).new_output(path).create(overwrite=False) as out:
             written, rows, footer = _copy(chunks, out, job.field_ids, _binary(job.columns))
+            failpoint.hit("stream.amid_file")
+        failpoint.hit("stream.after_file")
     except BaseException:
         _delete(job, path)
         raise

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -17,43 +17,43 @@ from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.errors import ColdchainError
 from coldchain.lake import Lake
 from coldchain.store.postgres import PostgresLedger
-from tests.faults.test_kills import watched
-from tests.lab import Lab, yesterday
+from tests.faults.test_kills import prepare
+from tests.lab import Lab
 from tests.proxy import Fault, proxy
+from tests.reader import watching
 
-START = yesterday()
 STEPS = ("read", "offload", "finish")
 
 CATALOG, LEDGER, SOURCE = "catalog", "ledger", "source"
 COMMIT = b"COMMIT"
 PG_MODES = ("lost request", "lost reply", "terminated")
 
-# The statement whose COMMIT is hit, and the step that sends it.
-CATALOG_POINTS = [
-    pytest.param(
-        "offload", b"UPDATE iceberg_tables", id="stage: the branch is made", marks=pytest.mark.fault("F12-F14")
-    ),
-    pytest.param("finish", b"UPDATE iceberg_tables", id="publish: main is moved", marks=pytest.mark.fault("F19")),
-]
-LEDGER_POINTS = [
-    pytest.param("read", b"UPDATE coldchain.leases SET n = n + 1", id="claim", marks=pytest.mark.fault("F01-F03")),
-    pytest.param(
-        "read", b"UPDATE coldchain.tables SET origin", id="comparison recorded", marks=pytest.mark.fault("F40")
-    ),
-    pytest.param("offload", b"'staged'", id="staged recorded", marks=pytest.mark.fault("F15")),
-    pytest.param("finish", b"'validated'", id="validated recorded", marks=pytest.mark.fault("F18")),
-    pytest.param("finish", b"'publishing', ", id="segments publishing", marks=pytest.mark.fault("F18")),
-    pytest.param("finish", b"state = CASE WHEN rows = 0", id="segments published", marks=pytest.mark.fault("F21")),
-    pytest.param("finish", b"'committed'", id="committed recorded", marks=pytest.mark.fault("F22")),
-]
+# What is cut, the step that sends it, and a statement before its COMMIT -> rows of the fault table by mode: where the
+# request is lost nothing has happened, in the two others all of it has.
+CATALOG_POINTS = {
+    "stage: the branch is made": ("offload", b"UPDATE iceberg_tables", ("F12", "F13", "F14")),
+    "publish: main is moved": ("finish", b"UPDATE iceberg_tables", ("F18", "F19", "F19")),
+}
+LEDGER_POINTS = {
+    "claim": ("read", b"UPDATE coldchain.leases SET n = n + 1", ("F01", "F02", "F02")),
+    "comparison recorded": ("read", b"UPDATE coldchain.tables SET origin", ("F40", "F40", "F40")),
+    "staged recorded": ("offload", b"'staged'", ("F15", "F15", "F15")),
+    "validated recorded": ("finish", b"'validated'", ("F17", "F18", "F18")),
+    "segments publishing": ("finish", b"'publishing', ", ("F18", "F18", "F18")),
+    "segments published": ("finish", b"state = CASE WHEN rows = 0", ("F21", "F21", "F21")),
+    "committed recorded": ("finish", b"'committed'", ("F22", "F22", "F22")),
+}
 
 
-def prepare(lab: Lab) -> None:
-    """Publish 20 rows, then add 7 late ones and 5 of another window: 32 in all."""
-    lab.insert_many(START, 20, 1_000_000)
-    lab.run(run_key="test/before")
-    lab.insert_many(START + timedelta(seconds=1, microseconds=5), 7, 1_000_000, first=100)
-    lab.insert_many(START - timedelta(days=1), 5, 1_000_000, first=200)
+def cases(points: dict[str, tuple[str, bytes, tuple[str, str, str]]]) -> list[Any]:
+    """Spread points over the modes and over what a user does then."""
+    return [
+        pytest.param(step, statement, mode, recovery, id=f"{name}-{mode}-{recovery}",
+                     marks=pytest.mark.fault(number, recovery=recovery))
+        for name, (step, statement, numbers) in points.items()
+        for mode, number in zip(PG_MODES, numbers, strict=True)
+        for recovery in ("retry", "next run")
+    ]  # fmt: skip
 
 
 @contextmanager
@@ -121,8 +121,7 @@ def converge(lab: Lab, recovery: str) -> None:
     """Recover as a user would: the same run again (retry, clear), or just the next one."""
     run_key = "test/run" if recovery == "retry" else "test/next"
     if recovery == "next run":  # the lease of a run that died runs out
-        with lab.ledger._transaction() as cursor:
-            cursor.execute("UPDATE coldchain.leases SET expires_at = '-infinity'")
+        lab.let_lease_end()
     for _ in range(3):
         if go(lab, run_key):
             break
@@ -130,59 +129,59 @@ def converge(lab: Lab, recovery: str) -> None:
     assert lab.run(run_key="test/idle").work is None
 
 
-@pytest.mark.parametrize("recovery", ["retry", "next run"])
-@pytest.mark.parametrize("mode", PG_MODES)
-@pytest.mark.parametrize(("step", "statement"), CATALOG_POINTS)
+@pytest.mark.parametrize(("step", "statement", "mode", "recovery"), cases(CATALOG_POINTS))
 def test_a_commit_of_the_catalog_is_cut(lab: Lab, step: str, statement: bytes, mode: str, recovery: str) -> None:
+    """Whether it landed is found out by looking; nothing is lost or doubled, and nothing is left to do."""
     prepare(lab)
     fault = Fault(mode, COMMIT, armed_by=statement)
-    with watched(lab, {20, 32}):
+    with watching(lab):
         go(lab, "test/run", until=step, service=CATALOG, fault=fault)
         assert fault.fired == 1, "the fault did not happen"
         converge(lab, recovery)
 
 
-@pytest.mark.parametrize("recovery", ["retry", "next run"])
-@pytest.mark.parametrize("mode", PG_MODES)
-@pytest.mark.parametrize(("step", "statement"), LEDGER_POINTS)
+@pytest.mark.parametrize(("step", "statement", "mode", "recovery"), cases(LEDGER_POINTS))
 def test_a_commit_of_the_ledger_is_cut(lab: Lab, step: str, statement: bytes, mode: str, recovery: str) -> None:
+    """Whether it landed is found out by looking; nothing is lost or doubled, and nothing is left to do."""
     prepare(lab)
     fault = Fault(mode, COMMIT, armed_by=statement)
-    with watched(lab, {20, 32}):
+    with watching(lab):
         go(lab, "test/run", until=step, service=LEDGER, fault=fault)
         assert fault.fired == 1, "the fault did not happen"
         converge(lab, recovery)
 
 
-@pytest.mark.fault("F04-F05")
+@pytest.mark.fault("F04", "F05", recovery="retry")
 @pytest.mark.parametrize("mode", ["cut", "reset", "lost request"])
 @pytest.mark.parametrize("after_bytes", [0, 700, 3_000])
 def test_clickhouse_breaks_off_while_it_streams(lab: Lab, mode: str, after_bytes: int) -> None:
     """HTTP 200 has been sent by then: only the footer says that a stream was whole."""
     prepare(lab)
     fault = Fault(mode, b"FORMAT Parquet", after_bytes=after_bytes, times=99)
-    with watched(lab, {20, 32}):
+    with watching(lab):
         assert not go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
         assert fault.fired > 0
         converge(lab, "retry")
 
 
-@pytest.mark.fault("F05")
+@pytest.mark.fault("F05", recovery="retry")
 def test_a_stream_that_breaks_off_once_is_fetched_again(lab: Lab) -> None:
+    """The slice is streamed anew, into a file of another name, within the same job."""
     prepare(lab)
     fault = Fault("cut", b"FORMAT Parquet", after_bytes=1_500)
-    with watched(lab, {20, 32}):
+    with watching(lab):
         go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
         assert fault.fired == 1
         converge(lab, "retry")
 
 
-@pytest.mark.fault("F04")
+@pytest.mark.fault("F04", recovery="retry")
 def test_clickhouse_stalls(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not go on is given up; the attempt fails, and `main` stays."""
     monkeypatch.setattr("coldchain_spark.stream.HttpClickHouse", _impatient)
     prepare(lab)
     fault = Fault("stall", b"FORMAT Parquet", after_bytes=500, times=99)
-    with watched(lab, {20, 32}):
+    with watching(lab):
         assert not go(lab, "test/run", until="offload", service=SOURCE, fault=fault)
         assert fault.fired > 0
         converge(lab, "retry")

@@ -79,9 +79,8 @@ class SparkReader:
             "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "PYTHONWARNINGS": "ignore",
         }  # fmt: skip
         classes = jars.resolve(given)
-        given["PYSPARK_SUBMIT_ARGS"] = (
-            f"--master local[2] --driver-memory 1g --driver-class-path {classes} pyspark-shell"
-        )
+        submit = ["--master", "local[2]", "--driver-memory", "1g", "--driver-class-path", classes, "pyspark-shell"]
+        given["PYSPARK_SUBMIT_ARGS"] = " ".join(submit)
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.read_by_spark"], cwd=folder, env=given, stdin=subprocess.PIPE,

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from coldchain.core.request import Request
+from coldchain.core.windows import HOUR_US, to_us
 from coldchain.lake import head_of, live_files, owner_of
 from stack import jars
 from tests.integration.test_types import COLUMNS, ROWS, TypedLab, any_columns, choices
@@ -67,9 +69,10 @@ def said(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         if name in SPOILED:
             spoil(lab.lake.require(lab.spec.target), file_of(lab, START), SPOILED[name])
     for name in ("older columns", "a spoiled older one"):
-        labs[name] = lab = Lab(environment, tmp_path_factory.mktemp("lab"))
-        lab.insert_many(START - DAY, 5, 60_000_000)
-        lab.run()
+        labs[name] = lab = Lab(environment, tmp_path_factory.mktemp("lab"), late_horizon_us=HOUR_US)
+        lab.insert_many(START - 2 * DAY, 5, 60_000_000)
+        lab.insert([(START - HOUR, 6)])  # what is late is looked for from here on
+        lab.run(Request(None, to_us(START)))
         lab.execute(
             f"ALTER TABLE k2.{lab.name} ADD COLUMN later Nullable(String) DEFAULT 'x', MODIFY COLUMN small Int64"
         )
@@ -78,7 +81,8 @@ def said(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
             f"VALUES ('{START:%F %T}', 9, 'BTCUSD', 2, 9000000000, NULL, 1), ('{START:%F %T}', 8, 'B', 2, 3, '', 1)"
         )
         lab.run(run_key="test/later")
-    spoil(lab.lake.require(lab.spec.target), file_of(lab, START - DAY), change_null)
+        assert len({s.version for s in lab.ledger.segments(lab.name) if s.paths}) == 2, "the older one was not moved"
+    spoil(lab.lake.require(lab.spec.target), file_of(lab, START - 2 * DAY), change_null)
     labs["a lost file"] = lab = Lab(environment, tmp_path_factory.mktemp("lab"))
     lab.insert_many(START, 5, 60_000_000)
     lab.run()
@@ -144,12 +148,14 @@ def test_a_file_of_another_writer_is_seen(said: dict[str, list[str]]) -> None:
 
 def test_segments_with_older_columns_are_compared_by_those(said: dict[str, list[str]]) -> None:
     (line,) = said["older columns"]
-    assert re.search(r": 7 rows in (\d+) of \1 segments, read by Spark SQL: equal$", line)
+    assert re.search(r": 8 rows in (\d+) of \1 segments, read by Spark SQL: equal$", line)
 
 
 def test_what_was_spoiled_in_an_older_segment_is_seen(said: dict[str, list[str]]) -> None:
     _, difference = said["a spoiled older one"]
-    assert re.search(rf"window=\[{(START - DAY).date()}.*: Spark SQL reads 5 rows, word \d+, ClickHouse 5", difference)
+    assert re.search(
+        rf"window=\[{(START - 2 * DAY).date()}.*: Spark SQL reads 5 rows, word \d+, ClickHouse 5", difference
+    )
 
 
 def test_a_table_that_can_not_be_read_is_one_sentence_and_the_others_are_compared(said: dict[str, list[str]]) -> None:

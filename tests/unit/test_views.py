@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 
 import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
 
-from coldchain import views
+from coldchain import connections, views
 from coldchain.core.errors import BadRequest, Permanent, UnsupportedType
 from coldchain.core.sql import Query, in_windows, inlined, literal
 from coldchain.core.table import TableSpec
@@ -47,7 +49,7 @@ def test_what_is_published_is_read_cold_and_all_else_hot(spec: TableSpec) -> Non
         "CAST(`cold`.`source_sequence` AS UInt64) AS `source_sequence`\n"
         "FROM icebergLocal('/w/cold/t', SETTINGS iceberg_metadata_file_path = 'metadata/00003-aa.metadata.json') "
         f"AS `cold`\nWHERE ({within.format('`cold`.')})\n"
-        "COMMENT 'Rows of 2026-02-10T00:00:00Z to 2026-02-10T01:00:00Z in 1 stretches from Iceberg snapshot 7, others "
+        "COMMENT 'Rows of 2026-02-10T00:00:00Z to 2026-02-10T01:00:00Z (stretches: 1) from Iceberg snapshot 7, others "
         "from k2.silver_trades'"
     )
 
@@ -57,7 +59,7 @@ def test_a_gap_is_read_hot_and_what_lies_beyond_it_cold(spec: TableSpec) -> None
         spec, TYPES, COLD, proven(Window(T0, T0 + HOUR_US), Window(T0 + 2 * HOUR_US, T0 + 3 * HOUR_US))
     )
     assert text.count(str(T0 + 2 * HOUR_US)) == 2, "once for each side"
-    assert "in 2 stretches" in text
+    assert "(stretches: 2)" in text
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,19 @@ def test_a_failure_is_one_warning_and_no_view_is_none(spec: TableSpec, caplog: p
 def test_without_the_user_s_variables_the_command_says_which_are_missing() -> None:
     with pytest.raises(Permanent, match="COLDCHAIN_VIEWS_USER, COLDCHAIN_VIEWS_PASSWORD not set"):
         views.from_environment({})
+
+
+def test_views_are_off_unless_a_connection_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise AirflowNotFoundException(name)
+
+    monkeypatch.setattr(connections.BaseHook, "get_connection", missing)
+    assert connections.views() is None
+    monkeypatch.undo()
+    extra = {"http_port": 1, "warehouse": "/w"}
+    form = {"conn_type": "generic", "host": "h", "login": "views", "password": "p", "extra": extra}
+    for name in ("CLICKHOUSE", "POSTGRES", "ICEBERG", "VIEWS"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_COLDCHAIN_{name}", json.dumps(form))
+    opened = connections.views()
+    assert opened is not None
+    assert (opened.database, opened.client.address) == ("k2_all", "h:1")

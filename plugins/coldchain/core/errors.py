@@ -105,6 +105,18 @@ class StageGone(Permanent):
     """There is nothing staged that could be validated or published."""
 
 
+UNEXPECTED = "Unexpected"
+
+
+def kinds() -> tuple[str, ...]:
+    """Name every kind of error, and what stands for any other: the bounded set that failures are counted by."""
+
+    def below(kind: type[ColdchainError]) -> list[str]:
+        return [kind.__name__, *(name for each in kind.__subclasses__() for name in below(each))]
+
+    return (*sorted(set(below(ColdchainError))), UNEXPECTED)
+
+
 EXIT_KINDS: dict[int, type[ColdchainError]] = {
     kind.exit_code: kind for kind in (ColdchainError, Transient, Permanent, CommitUnknown, Fenced)
 }

@@ -41,3 +41,4 @@ class IcebergValidateOperator(BaseOperator):
             failpoint.hit("validate.after_prove")
             found = {"snapshot_id": str(stage.snapshot_id), "checks": [summary.to_json() for summary in summaries]}
             turn.ledger.note(self.spec.name, stage.token, turn.run_key, "validated", found)
+            failpoint.hit("validate.after_record")

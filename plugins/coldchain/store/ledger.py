@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coldchain.core.errors import Permanent
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
@@ -95,6 +98,19 @@ class Attempt:
 
 LEASE_SECONDS = 300
 DAMAGED = "damaged"  # the version of a segment whose files are not what was proven: no columns have it
+
+
+def lease_seconds() -> float:
+    """Return how long a lease lasts unless it is renewed: what a table waits for where its holder died.
+
+    A committer that freezes with a transaction open is cut off after a fifth of it; Permanent names a wrong setting.
+    """
+    text = os.environ.get("COLDCHAIN_LEASE_SECONDS", "")
+    if not text:
+        return LEASE_SECONDS
+    if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        raise Permanent(f"COLDCHAIN_LEASE_SECONDS={text!r} is not a number of seconds from 1 to 99999")
+    return int(text)
 
 
 class Ledger(Protocol):

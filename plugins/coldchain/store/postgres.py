@@ -21,7 +21,6 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
 from coldchain.store.ledger import (
     DAMAGED,
-    LEASE_SECONDS,
     Attempt,
     Base,
     Comparison,
@@ -30,6 +29,7 @@ from coldchain.store.ledger import (
     Proven,
     Publishing,
     TableState,
+    lease_seconds,
 )
 
 _SEGMENT = (
@@ -88,14 +88,19 @@ class PostgresLedger:
 
     @classmethod
     def from_uri(cls, uri: str) -> PostgresLedger:
-        """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements and locks."""
+        """Open a ledger by SQLAlchemy or libpq URI, with time limits on connecting, statements, locks and idleness.
+
+        Every write locks the lease's row: who freezes in a transaction is cut off, or nobody could take the table over.
+        """
+        idle_ms = round(lease_seconds() * 200)
         plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", uri)
         return cls(
             lambda: psycopg2.connect(
                 plain,
                 connect_timeout=10,
                 application_name="coldchain",
-                options="-c statement_timeout=60000 -c lock_timeout=30000",
+                options="-c statement_timeout=60000 -c lock_timeout=30000 "
+                f"-c idle_in_transaction_session_timeout={idle_ms}",
             )
         )
 
@@ -176,7 +181,7 @@ class PostgresLedger:
                 "expires_at = clock_timestamp() + make_interval(secs => %(seconds)s) "
                 "WHERE table_id = %(table_id)s AND (expires_at <= clock_timestamp() OR holder = %(holder)s) "
                 "RETURNING n",
-                {"holder": holder, "seconds": LEASE_SECONDS, "table_id": table_id},
+                {"holder": holder, "seconds": lease_seconds(), "table_id": table_id},
             )
             row = cursor.fetchone()
             epoch = self._epoch(cursor)
@@ -194,7 +199,7 @@ class PostgresLedger:
             cursor.execute(
                 "UPDATE coldchain.leases SET expires_at = clock_timestamp() + make_interval(secs => %s) "
                 "WHERE table_id = %s",
-                (LEASE_SECONDS, table_id),
+                (lease_seconds(), table_id),
             )
 
     def release(self, name: str, token: str) -> None:
@@ -384,9 +389,8 @@ class PostgresLedger:
 
     def publish(self, name: str, token: str, move: Callable[[], Base]) -> int | None:
         with self._transaction() as cursor:
-            # A committer that freezes between the check and the move is cut off, and can't record what it did.
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
             table_id = self._hold(cursor, name, token)
+            # Who freezes between the check and the move is cut off, and can't record what it did.
             base = move()
             return self._finalise(cursor, name, table_id, base.main_snapshot_id, base)
 

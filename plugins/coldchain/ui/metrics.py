@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as _TEXT, generate_latest
 
+from coldchain.core.errors import kinds
 from coldchain.core.table import TableSpec
 from coldchain.registry import Registry
 from coldchain.ui.queries import LedgerReader
@@ -29,6 +30,7 @@ DELAY_BOUNDS = (300, 600, 900, 1200, 1800, 3600, 7200)
 STAGES = ("read", "validate", "publish")
 CAUSES = ("schedule", "manual", "backfill", "retry", "clear")
 RUN_OUTCOMES = ("committed", "idle", "failed", "fenced")
+KINDS = kinds()
 WINDOW_OUTCOMES = ("published", "noop", "expired")
 
 
@@ -99,6 +101,8 @@ DECLARED = (
     _counter("bytes_written", "bytes of published data files"),
     _counter("validation", "proofs: match, or failed (a difference, a broken check, or a service that was away)",
              "result"),
+    _counter("failures", "failures by the kind of their error (coldchain.core.errors): BadRequest is bad input, "
+             "SourceTruncates a server that would cut reads short", "kind"),
     _counter("fence_rejected", "attempts that found themselves overtaken and wrote nothing"),
     Declared("stage_duration_seconds", "histogram", ("table", "stage"),
              "read: start to staged; validate: staged to proven; publish: proven to committed; waiting included"),
@@ -195,6 +199,8 @@ def _add_counters(families: dict[str, Any], counts: _Counts) -> None:
         families[name].add_metric([table], counts.of(name))
     families["validation"].add_metric([table, "match"], counts.of("events", "validated"))
     families["validation"].add_metric([table, "failed"], counts.of("validations_failed"))
+    for kind in KINDS:
+        families["failures"].add_metric([table, kind], counts.of("failures", kind))
     families["fence_rejected"].add_metric([table], counts.of("events", "fenced"))
     for stage in STAGES:
         buckets = counts.buckets("stage_seconds", STAGE_BOUNDS, stage)
