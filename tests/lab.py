@@ -199,7 +199,9 @@ class Lab:
         """Run one step as a process; returns the CompletedProcess."""
         return self.start(verb, **options).wait()
 
-    def submit(self, *, run_key: str = "test/run", failpoint: str = "", master: str = "local[2]", **changes: str) -> Any:
+    def submit(
+        self, *, run_key: str = "test/run", failpoint: str = "", master: str = "local[2]", **changes: str
+    ) -> Any:
         """Run the offload's driver through spark-submit; returns the Popen."""
         job = self.step("job", run_key=run_key)
         assert job.returncode == 0, job.stderr

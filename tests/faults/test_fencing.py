@@ -112,7 +112,7 @@ def test_a_process_frozen_past_its_lease_publishes_nothing(lab: Lab, point: str)
 
 @pytest.mark.fault("F23", recovery="next run")
 def test_a_committer_that_wakes_before_its_successor_publishes_is_the_winner(lab: Lab) -> None:
-    """It moves `main` to what was proven on that very base; the successor is superseded, and the next run reconciles."""
+    """It moves `main` to what was proven on that base; the successor is superseded, and the next run reconciles."""
     prepare(lab)
     with watching(lab):
         steps_before(lab, "commit")
@@ -168,9 +168,7 @@ def live(lab: Lab, run_key: str, window: Window | None) -> str:
     return ""
 
 
-def not_held(
-    lab: Lab, step: str, run_key: str, window: Window | None
-) -> subprocess.CompletedProcess[str] | None:
+def not_held(lab: Lab, step: str, run_key: str, window: Window | None) -> subprocess.CompletedProcess[str] | None:
     """Run a step; None where another run holds the lease."""
     done = lab.step(step, run_key=run_key, window=window)
     return None if "is held by" in done.stderr else done
@@ -203,10 +201,15 @@ def test_whoever_freezes_in_a_transaction_of_the_ledger_is_cut_off(lab: Lab, mon
     token = frozen.acquire(lab.name, "test/frozen")
     monkeypatch.delenv("COLDCHAIN_LEASE_SECONDS")
     with watching(lab):
-        with pytest.raises(Unavailable), frozen._transaction() as cursor:
-            frozen._hold(cursor, lab.name, token)  # and does not go on
-            await_true(lambda: lab.step("read", run_key="test/next").returncode == 0, "the frozen one to be cut off")
-            cursor.execute("SELECT 1")
+
+        def freeze() -> None:
+            with frozen._transaction() as cursor:
+                frozen._hold(cursor, lab.name, token)  # and does not go on
+                await_true(lambda: lab.step("read", run_key="test/next").returncode == 0, "the other to be cut off")
+                cursor.execute("SELECT 1")
+
+        with pytest.raises(Unavailable):
+            freeze()
         lab.steps(run_key="test/next")
         with pytest.raises(Fenced, match="was overtaken"):
             frozen.renew(lab.name, token)

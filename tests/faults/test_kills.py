@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,7 +46,13 @@ POINTS = {
     "publish.after_release": ("commit", "F22"),
 }
 # A person clears the whole run, or backfills both days.
-BY_HAND = ("take.after_claim", "stage.after_branch", "offload.after_record", "publish.after_begin", "publish.after_move")
+BY_HAND = (
+    "take.after_claim",
+    "stage.after_branch",
+    "offload.after_record",
+    "publish.after_begin",
+    "publish.after_move",
+)
 CASES = [
     pytest.param(point, recovery, marks=pytest.mark.fault(number, recovery=recovery))
     for point, (_, number) in POINTS.items()
