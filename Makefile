@@ -6,7 +6,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT
+export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT ENGINE
 
 .PHONY: help
 help: ## This list
@@ -46,12 +46,16 @@ report: environment ## Print what was measured per table and for the last run (F
 	@$(VENV) -m stack report
 
 .PHONY: verify
-verify: environment ## Compare every published window with its source, by content
+verify: environment ## Compare every published window with its source, by content (ENGINE=spark: as Spark SQL reads it)
 	@$(VENV) -m stack verify
 
 .PHONY: discover
 discover: environment ## Print a registry entry for a table of the running ClickHouse (TABLE=database.table)
 	@$(VENV) -m stack discover
+
+.PHONY: views
+views: environment ## Make the views over ClickHouse and Iceberg anew, of all tables
+	@$(VENV) -m stack views
 
 .PHONY: recover
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
@@ -74,7 +78,7 @@ test-fast: environment ## Run the unit tests: seconds
 	@$(PYTEST) tests/unit
 
 .PHONY: test-integration
-test-integration: environment ## Run the tests against real services
+test-integration: prerequisites ## Run the tests against real services
 	@$(PYTEST) tests/integration
 
 .PHONY: test-e2e
@@ -84,6 +88,10 @@ test-e2e: prerequisites ## Run the tests through the real scheduler
 .PHONY: test-faults
 test-faults: prerequisites ## Run the tests that kill things
 	@$(PYTEST) tests/faults
+
+.PHONY: soak
+soak: prerequisites ## Live simulated days of trouble, then compare every row (MINUTES=60 SEED= CYCLES=)
+	@COLDCHAIN_SOAK_MINUTES=$(or $(MINUTES),60) COLDCHAIN_SOAK_SEED=$(SEED) COLDCHAIN_SOAK_CYCLES=$(CYCLES) $(PYTEST) -s tests/faults/test_soak.py
 
 .PHONY: fault-matrix
 fault-matrix: prerequisites ## Run every test of the fault table and write docs/fault-matrix.md

@@ -56,7 +56,10 @@ def _status() -> int:
 
 
 def _verify() -> int:
-    return _report("verify")
+    engine = os.environ.get("ENGINE") or "clickhouse"
+    if engine not in ("clickhouse", "spark"):
+        raise StackError(f"ENGINE={engine!r} must be clickhouse or spark.")
+    return demo.second_proof(require_stack()) if engine == "spark" else _report("verify")
 
 
 def _discover() -> int:
@@ -68,6 +71,12 @@ def _discover() -> int:
 def _measured() -> int:
     stack = require_stack()
     command = [sys.executable, "-m", "coldchain.measured", os.environ.get("FORMAT") or "table"]
+    return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
+
+
+def _views() -> int:
+    stack = require_stack()
+    command = [sys.executable, "-m", "coldchain.views"]
     return subprocess.run(command, env=component_env(stack), cwd=stack.work, check=False).returncode
 
 
@@ -123,6 +132,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "status": _status,
     "up": _up,
     "verify": _verify,
+    "views": _views,
 }
 
 

@@ -1,6 +1,7 @@
 """ClickHouse as a server of its own on loopback: its configuration, start, stop and a small HTTP client."""
 
 import hashlib
+import re
 import sys
 import time
 import urllib.error
@@ -9,12 +10,13 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
+from xml.sax.saxutils import escape
 
 from stack import process
 from stack.errors import StackError
 from stack.progress import say
 from stack.settings import component_env
-from stack.state import CLONE, Stack, write_private
+from stack.state import CLONE, VIEWS, Stack, write_private
 
 NAME = "clickhouse"
 DDL = CLONE / "include" / "sql" / "clickhouse"
@@ -46,9 +48,9 @@ def launch(stack: Stack) -> None:
     write_private(folder / "config.xml", _config(stack, folder / "users.xml"))
     write_private(folder / "users.xml", _users(stack))
     env = {**component_env(stack), "HOME": str(stack.clickhouse_home), "PYTHONPATH": str(CLONE)}
-    process.start(
-        stack, NAME, [sys.executable, "-m", "stack.clickhouse_server", str(stack.clickhouse_home / "data")], env
-    )
+    # Its Iceberg reader opens nothing outside the working directory: clickhouse-local has no other user_files_path.
+    command = [sys.executable, "-m", "stack.clickhouse_server", str(stack.clickhouse_home / "data")]
+    process.start(stack, NAME, command, env, cwd=stack.warehouse)
 
 
 def await_ready(stack: Stack, patience_s: float = 60.0) -> None:
@@ -136,6 +138,8 @@ def _users(stack: Stack) -> str:
         _user("default", None, "default", ("GRANT SYSTEM LISTEN ON *.*", "GRANT SELECT ON system.numbers"))
         + _user("loader", stack.secrets["clickhouse_loader"], "default", ())
         + _user("coldchain", stack.secrets["clickhouse_coldchain"], "offload", offload_grants())
+        + _user("views", stack.secrets["clickhouse_views"], "default", view_grants(stack.warehouse))
+        + _user("analyst", stack.secrets["clickhouse_analyst"], "default", (f"GRANT SELECT ON {VIEWS}.*",))
     )
     return (
         f"<clickhouse><profiles>{profiles}</profiles><quotas><default/></quotas><users>{users}</users></clickhouse>\n"
@@ -147,10 +151,24 @@ def offload_grants() -> tuple[str, ...]:
     return (*(f"GRANT SELECT ON {x}" for x in _READABLE), *(f"REVOKE SELECT ON {x}" for x in _QUEUES))
 
 
+def view_grants(warehouse: Path) -> tuple[str, ...]:
+    """Return what the user may do that makes the views over hot and cold, and with whose rights they are read."""
+    readable = ("k2.*", "system.columns")
+    # No backslash survives the way into the grant; what else has a meaning in a pattern, the proof refuses in a path.
+    pattern = re.sub(r"[.+()|$]", r"[\g<0>]", str(warehouse)) + "/.*"
+    return (
+        *(f"GRANT SELECT ON {x}" for x in readable),
+        *(f"REVOKE SELECT ON {x}" for x in _QUEUES),
+        f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
+        "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
+        f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
+    )
+
+
 def _user(name: str, password: str | None, profile: str, grants: tuple[str, ...]) -> str:
     hashed = "" if password is None else hashlib.sha256(password.encode()).hexdigest()
     secret = f"<password_sha256_hex>{hashed}</password_sha256_hex>" if hashed else "<password></password>"
-    allowed = "".join(f"<query>{grant}</query>" for grant in grants)
+    allowed = "".join(f"<query>{escape(grant)}</query>" for grant in grants)
     return (
         f"<{name}>{secret}<networks><ip>127.0.0.1</ip></networks><profile>{profile}</profile><quota>default</quota>"
         f"{f'<grants>{allowed}</grants>' if allowed else ''}</{name}>"

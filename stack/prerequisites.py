@@ -1,4 +1,4 @@
-"""What the machine must have before anything starts: Python 3.11 and a Java 17 or 21; the tests a Chromium too."""
+"""What the machine must have before anything starts: Python 3.11 and a Java 17 or 21; some tests want more."""
 
 import os
 import re
@@ -11,6 +11,12 @@ from stack.errors import StackError
 from stack.progress import say
 
 JAVA_VERSIONS = (17, 21)
+# What single tests need, and the package that has it: without it they say so.
+FOR_TESTS = {
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
 HOW_TO_GET_JAVA = (
     "install one (Debian, Ubuntu: `sudo apt-get install openjdk-17-jre-headless`; Fedora: `sudo dnf install "
     "java-21-openjdk-headless`; macOS: `brew install openjdk@21`), or point JAVA_HOME at it"
@@ -28,8 +34,10 @@ def check() -> None:
         raise StackError(f"Python 3.11 is needed and this is {found}: run `make`, which looks for python3.11.")
     if os.environ.get("CI") == "true" and find_java() is None:
         install_java()
-    if os.environ.get("CI") == "true" and find_chromium() is None:
-        install("Chromium", "chromium")  # without it the test that needs it says so
+    if os.environ.get("CI") == "true":
+        for command, package in FOR_TESTS.items():
+            if shutil.which(command) is None and not (command == "chromium" and find_chromium()):
+                install(command, package)
     check_java()
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from stack.state import CLONE, Stack, write_private
+from stack.state import CLONE, VIEWS, Stack, write_private
 
 ADMIN = "admin"
 DAG_ID = "coldchain_offload"
@@ -29,6 +29,10 @@ def public_settings(stack: Stack) -> dict[str, str]:
         "COLDCHAIN_CLICKHOUSE_USER": "coldchain",
         "COLDCHAIN_CLICKHOUSE_PASSWORD": stack.secrets["clickhouse_coldchain"],
         "COLDCHAIN_CLICKHOUSE_NATIVE_PORT": str(stack.ports["clickhouse_native"]),
+        "COLDCHAIN_VIEWS_USER": "views",
+        "COLDCHAIN_VIEWS_PASSWORD": stack.secrets["clickhouse_views"],
+        "COLDCHAIN_ANALYST_USER": "analyst",
+        "COLDCHAIN_ANALYST_PASSWORD": stack.secrets["clickhouse_analyst"],
         "COLDCHAIN_LOADER_USER": "loader",
         "COLDCHAIN_LOADER_PASSWORD": stack.secrets["clickhouse_loader"],
         "COLDCHAIN_LEDGER_URI": postgres_uri(stack, "coldchain", "coldchain"),
@@ -74,6 +78,12 @@ def connections(stack: Stack) -> dict[str, str]:
     return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(form) for name, form in forms.items()}
 
 
+def optional_connections(stack: Stack) -> dict[str, str]:
+    """Return the connections that switch on what production may leave out: the views over ClickHouse and Iceberg."""
+    form = {"conn_type": "generic", "schema": VIEWS, "login": "views", "password": stack.secrets["clickhouse_views"]}
+    return {"AIRFLOW_CONN_COLDCHAIN_VIEWS": json.dumps(form)}
+
+
 def airflow_settings(stack: Stack) -> dict[str, str]:
     """Return Airflow's configuration as environment variables."""
     url = f"http://127.0.0.1:{stack.ports['airflow']}"
@@ -116,6 +126,7 @@ def shell_settings(stack: Stack) -> dict[str, str]:
         **public_settings(stack),
         **airflow_settings(stack),
         **connections(stack),
+        **optional_connections(stack),
         "COLDCHAIN_STATE": str(stack.root),
         "PYTHONPATH": str(CLONE / "plugins"),
         "SCARF_ANALYTICS": "false",

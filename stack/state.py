@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 CLONE = Path(__file__).resolve().parent.parent
+VIEWS = "k2_all"  # the ClickHouse database of the views over hot and cold
 PORTS = ("postgres", "clickhouse_native", "clickhouse_http", "airflow")
 PASSWORDS = (
     "postgres",
@@ -26,6 +27,8 @@ PASSWORDS = (
     "iceberg",
     "clickhouse_coldchain",
     "clickhouse_loader",
+    "clickhouse_views",
+    "clickhouse_analyst",
     "airflow_admin",
     "airflow_api",
     "airflow_jwt",
@@ -138,7 +141,12 @@ def find_state() -> Stack | None:
         kept = json.loads((root / "state.json").read_text())
     except FileNotFoundError:
         return None
-    return Stack(root, Path(kept["postgres_home"]), kept["ports"], kept["secrets"])
+    stack = Stack(root, Path(kept["postgres_home"]), kept["ports"], kept["secrets"])
+    if kept["secrets"].keys() >= set(PASSWORDS):
+        return stack
+    stack = replace(stack, secrets={**_new_secrets(), **kept["secrets"]})  # of a release that knew fewer users
+    save(stack)
+    return stack
 
 
 def save(stack: Stack) -> None:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -24,7 +26,7 @@ from coldchain.core.request import Request
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, to_us
-from coldchain.lake import Lake, head_of, live_files
+from coldchain.lake import Lake, head_of, live_files, owner_of
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
@@ -47,71 +49,19 @@ def yesterday() -> datetime:
     return datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=1)
 
 
-class Lab:
-    """One table of its own in `k2`, `cold` and the ledger; what a task does, the lab does the same way."""
+class Steps:
+    """A table's four steps, and the services that they need; what a task does is done here the same way."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path, **changes: Any) -> None:
+    def __init__(self, environment: Mapping[str, str], spec: TableSpec) -> None:
         self.environment = dict(environment)
-        self.folder = folder
         self.settings = Settings.from_environment(self.environment)
-        self.name = f"t_{uuid.uuid4().hex[:12]}"
-        self.spec = replace(
-            TableSpec(
-                name=self.name,
-                layer="bronze",
-                source=f"k2.{self.name}",
-                target=f"cold.{self.name}",
-                event_time="ts",
-                sequence="seq",
-                key=("symbol", "ts", "seq"),
-                read="final",
-                partitioning=("day(ts)",),
-                sort_order=("symbol", "ts", "seq"),
-                grid_us=15 * MINUTE_US,
-                lateness_us=MINUTE_US,
-                late_horizon_us=48 * HOUR_US,
-                retention_us=None,
-                seal_margin_us=0,
-                max_windows=96,
-                max_window_rows=20_000_000,
-                max_plan_rows=150_000_000,
-                change_detection="fingerprint",
-            ),
-            **changes,
-        )
-        self.loader = HttpClickHouse(
-            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
-        )
+        self.spec = spec
+        self.name = spec.name
         self.client = HttpClickHouse(
             self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
         )
         self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
         self.lake = Lake(self.settings.catalog_properties)
-        self._version = 0
-        self.execute(
-            f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
-            "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
-        )
-
-    def execute(self, statement: str) -> None:
-        """Run a statement as the loader."""
-        for _ in self.loader.stream(Query(statement, {}), {}):
-            pass
-
-    def insert(self, rows: Iterable[tuple[datetime, int]], *, symbol: str = "XRPETH", price: str = "1.5") -> None:
-        """Insert rows of (event time, sequence number); a later insert of the same key corrects it."""
-        self._version += 1
-        values = ", ".join(
-            f"(fromUnixTimestamp64Micro({to_us(moment)}, 'UTC'), {seq}, '{symbol}', {price}, "
-            f"{'NULL' if seq % 3 == 0 else repr(f'note {seq}')}, {'NULL' if seq % 2 else seq / 7}, {seq % 100 - 50}, "
-            f"{seq % 2}, '2026-01-0{seq % 9 + 1}', {self._version})"
-            for moment, seq in rows
-        )
-        self.execute(f"INSERT INTO k2.{self.name} VALUES {values}")
-
-    def insert_many(self, start: datetime, rows: int, step_us: int, first: int = 1) -> None:
-        """Insert a stretch of rows, one every `step_us`."""
-        self.insert((start + timedelta(microseconds=index * step_us), first + index) for index in range(rows))
 
     def turn(self, run_key: str = "test/run") -> protocol.Turn:
         """Return the table's turn for a run."""
@@ -152,6 +102,67 @@ class Lab:
             assert outcome.outcome == "staged", outcome
             self.finish(reading, run_key)
         return reading
+
+
+class Lab(Steps):
+    """One table of its own in `k2`, `cold` and the ledger."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path, **changes: Any) -> None:
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        spec = replace(
+            TableSpec(
+                name=name,
+                layer="bronze",
+                source=f"k2.{name}",
+                target=f"cold.{name}",
+                event_time="ts",
+                sequence="seq",
+                key=("symbol", "ts", "seq"),
+                read="final",
+                partitioning=("day(ts)",),
+                sort_order=("symbol", "ts", "seq"),
+                grid_us=15 * MINUTE_US,
+                lateness_us=MINUTE_US,
+                late_horizon_us=48 * HOUR_US,
+                retention_us=None,
+                seal_margin_us=0,
+                max_windows=96,
+                max_window_rows=20_000_000,
+                max_plan_rows=150_000_000,
+                change_detection="fingerprint",
+            ),
+            **changes,
+        )
+        super().__init__(environment, spec)
+        self.folder = folder
+        self.loader = HttpClickHouse(
+            self.settings.clickhouse_url, environment["COLDCHAIN_LOADER_USER"], environment["COLDCHAIN_LOADER_PASSWORD"]
+        )
+        self._version = 0
+        self.execute(
+            f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
+            "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
+        )
+
+    def execute(self, statement: str) -> None:
+        """Run a statement as the loader."""
+        for _ in self.loader.stream(Query(statement, {}), {}):
+            pass
+
+    def insert(self, rows: Iterable[tuple[datetime, int]], *, symbol: str = "XRPETH", price: str = "1.5") -> None:
+        """Insert rows of (event time, sequence number); a later insert of the same key corrects it."""
+        self._version += 1
+        values = ", ".join(
+            f"(fromUnixTimestamp64Micro({to_us(moment)}, 'UTC'), {seq}, '{symbol}', {price}, "
+            f"{'NULL' if seq % 3 == 0 else repr(f'note {seq}')}, {'NULL' if seq % 2 else seq / 7}, {seq % 100 - 50}, "
+            f"{seq % 2}, '2026-01-0{seq % 9 + 1}', {self._version})"
+            for moment, seq in rows
+        )
+        self.execute(f"INSERT INTO k2.{self.name} VALUES {values}")
+
+    def insert_many(self, start: datetime, rows: int, step_us: int, first: int = 1) -> None:
+        """Insert a stretch of rows, one every `step_us`."""
+        self.insert((start + timedelta(microseconds=index * step_us), first + index) for index in range(rows))
 
     def compare(self) -> Comparison:
         """Compare every row of source and `main`, by the independent comparer."""
@@ -260,12 +271,32 @@ class Lab:
 DAY = timedelta(microseconds=DAY_US)
 
 
-def append_foreign(table: Table) -> None:
-    """Append a copy of a live file, under the name that an append-only tool would give it."""
-    file = next(iter(live_files(table, head_of(table)).values()))
+def append_foreign(table: Table, window: Window | None = None, *, has_bounds: bool = True) -> None:
+    """Append a copy of a live file (of a window), under the name that an append-only tool would give it."""
+    files = live_files(table, head_of(table))
+    path = next(path for path in files if window is None or owner_of(path).window.overlaps(window))  # type: ignore[union-attr]
+    file = files[path]
     foreign = f"{table.location()}/data/part-00000.parquet"
     shutil.copy(file.file_path, foreign)
-    kept = ("content", "file_format", "partition", "record_count", "file_size_in_bytes", "spec_id", "sort_order_id")
+    kept = ["content", "file_format", "partition", "record_count", "file_size_in_bytes", "spec_id", "sort_order_id"]
+    kept += ["lower_bounds", "upper_bounds"] if has_bounds else []
     twin = DataFile.from_args(file_path=foreign, **{name: getattr(file, name) for name in kept})
     with table.transaction() as other, other.update_snapshot().fast_append() as snapshot:
+        snapshot.append_data_file(twin)
+
+
+def spoil(table: Table, path: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Put another file in the place of a live one on `main`, past Coldchain, with its rows changed."""
+    files = live_files(table, head_of(table))
+    whole = pq.ParquetFile(path).read()
+    rows = whole.to_pylist()
+    change(rows)
+    other = path.replace(".parquet", "-spoiled.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=whole.schema), other)
+    kept = {name: getattr(files[path], name) for name in ("content", "file_format", "partition", "spec_id")}
+    twin = DataFile.from_args(
+        file_path=other, record_count=len(rows), file_size_in_bytes=Path(other).stat().st_size, **kept
+    )
+    with table.transaction() as changed, changed.update_snapshot().overwrite() as snapshot:
+        snapshot.delete_data_file(files[path])
         snapshot.append_data_file(twin)

@@ -14,17 +14,27 @@ from coldchain.core.sql import Parameters, Query
 
 CHUNK_BYTES = 1 << 20
 # Codes of ClickHouse's src/Common/ErrorCodes.cpp that no retry mends.
-_PERMANENT_CODES = {47: "UNKNOWN_IDENTIFIER", 60: "UNKNOWN_TABLE", 81: "UNKNOWN_DATABASE", 497: "ACCESS_DENIED"}
+_PERMANENT_CODES = {
+    47: "UNKNOWN_IDENTIFIER",
+    60: "UNKNOWN_TABLE",
+    70: "CANNOT_CONVERT_TYPE",
+    81: "UNKNOWN_DATABASE",
+    407: "DECIMAL_OVERFLOW",
+    497: "ACCESS_DENIED",
+}
 _REFUSED_CODES = {193, 194, 516}
 
 
 class HttpClickHouse:
     """Callable as `client(query) -> rows`; `stream` yields a response's bytes. One connection a call."""
 
-    def __init__(self, url: str, user: str, password: str, *, timeout_s: float = 300) -> None:
+    def __init__(
+        self, url: str, user: str, password: str, *, timeout_s: float = 300, connection: str = "coldchain_clickhouse"
+    ) -> None:
         self._url = urllib.parse.urlsplit(url)
         self._headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": password}
         self._timeout_s = timeout_s
+        self._connection = connection
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query and return its rows; 64-bit and larger integers and decimals come as text or exact ints."""
@@ -33,6 +43,11 @@ class HttpClickHouse:
         with self._response(text, query.parameters, settings) as response:
             body = response.read()
         return [tuple(row) for row in json.loads(body)["data"]]
+
+    def run(self, query: Query) -> None:
+        """Run a statement that returns no rows."""
+        for _ in self.stream(query, {}):
+            pass
 
     def stream(self, query: Query, settings: Mapping[str, Any]) -> Iterator[bytes]:
         """Yield a response in chunks of at most 1 MiB. An error in the middle of it is the reader's to notice."""
@@ -51,12 +66,12 @@ class HttpClickHouse:
             connection.request("POST", f"/?{arguments}", body=text.encode(), headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise _error(response, self.address)
+                raise _error(response, self.address, self._connection)
             yield response
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
                 f"ClickHouse at {self.address} failed: {error or type(error).__name__}; check that it is up and that "
-                "connection coldchain_clickhouse is right"
+                f"connection {self._connection} is right"
             ) from error
         finally:
             connection.close()
@@ -75,18 +90,18 @@ def render(value: int | float | str | list[str]) -> str:
     return str(value)
 
 
-def _error(response: http.client.HTTPResponse, address: str) -> Exception:
+def _error(response: http.client.HTTPResponse, address: str, connection: str) -> Exception:
     code = int(response.headers.get("X-ClickHouse-Exception-Code") or 0)
     message = response.read(4096).decode(errors="replace").strip().splitlines()
-    return error_of(code, message[0] if message else f"HTTP {response.status}", address)
+    return error_of(code, message[0] if message else f"HTTP {response.status}", address, connection)
 
 
-def error_of(code: int, message: str, address: str) -> Exception:
+def error_of(code: int, message: str, address: str, connection: str = "coldchain_clickhouse") -> Exception:
     """Turn a ClickHouse error code and message into one of ours: wrong password, lasting, or worth a retry."""
     short = message.partition("(version ")[0].strip()[:500]
     if code in _REFUSED_CODES:
         return Unavailable(
-            f"ClickHouse at {address} refuses the user or password of connection coldchain_clickhouse: correct them"
+            f"ClickHouse at {address} refuses the user or password of connection {connection}: correct them"
         )
     kind = Permanent if code in _PERMANENT_CODES else Transient
     return kind(f"ClickHouse at {address} refused a query: {short}")

@@ -6,6 +6,7 @@
 | `coldchain_postgres`  | the ledger's database and its runtime role                                        |
 | `coldchain_iceberg`   | the catalog's database; extra `warehouse`                                         |
 | `spark_default`       | the Spark master                                                                  |
+| `coldchain_views`     | optional: login, password and database (schema) of the views over hot and cold    |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.sql import Query
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
+from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
 CLICKHOUSE, POSTGRES, ICEBERG, SPARK = (
     "coldchain_clickhouse",
@@ -110,6 +112,15 @@ def settings() -> Settings:
         catalog_uri=_uri(iceberg),
         warehouse=warehouse,
     )
+
+
+def views() -> Views | None:
+    """Open the views over hot and cold, on the source's server; None where no connection asks for them."""
+    try:
+        found = BaseHook.get_connection(VIEWS)
+    except AirflowNotFoundException:
+        return None
+    return Views.at(settings().clickhouse_url, found.login or "", found.password or "", found.schema or DATABASE)
 
 
 def _uri(found: Connection) -> str:

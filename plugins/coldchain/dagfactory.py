@@ -13,22 +13,28 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup
 from airflow.sdk.definitions.param import ParamsDict
 
 from coldchain.core.order import ACTIONS
-from coldchain.core.request import MODES
+from coldchain.core.request import APPROVAL, MODES
 from coldchain.core.table import TableSpec
 from coldchain.failures import RecordFailure
 from coldchain.operators.commit import WatermarkCommitOperator
 from coldchain.operators.offload import OffloadOperator
 from coldchain.operators.recover import RecoverOperator
 from coldchain.operators.refuse import RefuseOperator
+from coldchain.operators.shrink import ShowShrunkOperator
 from coldchain.operators.validate import IcebergValidateOperator
+from coldchain.operators.verify import VerifyOperator
 from coldchain.registry import LAYERS, BadTable, Registry
 from coldchain.sensors.watermark import WatermarkSensor
 
+AUDIT_MODES = ("due", "all", "deep")
 STEPS = ("read_watermark", "offload", "validate", "commit")
+OFFLOAD_DAG = "coldchain_offload"
 SPARK_POOL, CLICKHOUSE_POOL = "coldchain_spark", "coldchain_clickhouse"
 
 
@@ -73,7 +79,7 @@ def build_offload_dag(registry: Registry) -> DAG:
     plans = describe(registry)
     names = [table.name for plan in plans for table in plan.tables]
     with DAG(
-        dag_id="coldchain_offload",
+        dag_id=OFFLOAD_DAG,
         description="Makes Iceberg equal to ClickHouse, window by window, and proves it before a reader sees it",
         # Explicit: a bare cron string has no data interval in Airflow 3. The plan starts at the watermark, so runs that
         # were missed are not made up for.
@@ -124,6 +130,84 @@ def build_recover_dag(registry: Registry) -> DAG:
     return dag
 
 
+def build_verify_dag(registry: Registry) -> DAG:
+    """Build `coldchain_verify`: one task a table, every hour, each with as much as one run may read."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_verify",
+        description="Compares what was published with its source again, every segment within a day",
+        schedule="7 * * * *",
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["coldchain"],
+        default_args=_default_args(),
+        doc_md=_VERIFY_DOC,
+    ) as dag:
+        for table in tables:
+            VerifyOperator(
+                task_id=table.name, spec=table, pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=30),
+                doc_md=_table_doc(table),
+            )  # fmt: skip
+    mode = Param("due", enum=list(AUDIT_MODES), title="Mode", description="See the DAG's documentation.")
+    dag.params = ParamsDict({"tables": _tables_param([table.name for table in tables]), "mode": mode})
+    return dag
+
+
+_VERIFY_DOC = """# Verify
+
+Every published segment is compared again by content within a day: its files exist, they hold what was proven, and the
+source holds the same. What the source can give again, the next offload repairs; what it can't fails the task, by name.
+
+- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run.
+- `all`: every segment, up to the same limit.
+- `deep`: ten segments at random, row by row."""
+
+
+def build_shrink_dag(registry: Registry) -> DAG:
+    """Build `coldchain_shrink`: show, ask, and trigger the offload; started by a person only."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_shrink",
+        description="Asks a person whether segments of which the source lost rows may be replaced",
+        schedule=None,
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        tags=["coldchain"],
+        default_args={**_default_args(), "retries": 0},
+        doc_md=_SHRINK_DOC,
+        render_template_as_native_obj=True,
+    ) as dag:
+        show = ShowShrunkOperator(
+            task_id="show", specs=tables, pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=5)
+        )
+        approve = ApprovalOperator(
+            task_id="approve",
+            subject="May these segments of {{ params.table }} shrink?",
+            body="{{ ti.xcom_pull(task_ids='show')['text'] }}",
+            response_timeout=timedelta(days=3),
+        )
+        offload = TriggerDagRunOperator(
+            task_id="offload",
+            trigger_dag_id=OFFLOAD_DAG,
+            conf="{{ ti.xcom_pull(task_ids='show')['conf'] }}",  # type: ignore[arg-type]
+            wait_for_completion=True,
+            deferrable=True,
+            poke_interval=5,
+        )
+        show >> approve >> offload
+    names = [table.name for table in tables]
+    dag.params = ParamsDict({"table": Param(enum=names, type="string", title="Table"), **_window_params()})
+    return dag
+
+
+_SHRINK_DOC = """# Shrink
+
+An offload never replaces a segment of which the source lost rows: it fails with `SourceShrank`.
+Find out first why rows are gone.
+
+To accept it, trigger this DAG for the table: `show` lists the segments with both fingerprints, `approve` asks for a
+decision (the run's *Required actions*), `offload` triggers a run that may replace exactly these, as they were shown."""
+
 _RECOVER_DOC = """# Recover
 
 Nothing here moves or deletes a row: the ledger is corrected, and the next offload asks the source for what is missing.
@@ -170,30 +254,30 @@ def _default_args() -> dict[str, Any]:
 
 
 def _params(names: Sequence[str]) -> dict[str, Param]:
-    when = "ISO 8601 with a zone, on the quarter hour, such as 2026-02-10T00:00:00Z"
     return {
         "tables": _tables_param(names),
-        "start": Param(
-            None,
-            type=["null", "string"],
-            format="date-time",
-            title="Start",
-            description=f"With end: exactly this stretch. {when}.",
-        ),
-        "end": Param(
-            None, type=["null", "string"], format="date-time", title="End", description=f"Not included. {when}."
-        ),
+        **_window_params(),
         "mode": Param(
             "normal", enum=list(MODES), title="Mode", description="plan: say what would move, and move nothing."
         ),
         "allow_shrink": Param(
             [],
             type="array",
-            items={"type": "integer", "minimum": 1},
+            items={"type": "string", "pattern": f"^{APPROVAL}$"},
             title="Allow shrink",
-            description="Ids of segments that may be replaced although the source holds fewer rows.",
+            description="Segments that may be replaced although the source holds fewer rows, each with the rows that "
+            "it must still hold: 17:20.",
         ),
     }  # fmt: skip
+
+
+def _window_params() -> dict[str, Param]:
+    when = "ISO 8601 with a zone, on the quarter hour, such as 2026-02-10T00:00:00Z"
+    moment: dict[str, Any] = {"type": ["null", "string"], "format": "date-time"}
+    return {
+        "start": Param(None, title="Start", description=f"With end: exactly this stretch. {when}.", **moment),
+        "end": Param(None, title="End", description=f"Not included. {when}.", **moment),
+    }
 
 
 def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list[Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from coldchain.core.errors import ColdchainError, Permanent
+from coldchain.core.errors import UNEXPECTED, ColdchainError, Permanent
 
 if TYPE_CHECKING:
     from coldchain.protocol import Turn
@@ -25,7 +25,9 @@ def as_airflow_failures() -> Iterator[None]:
         yield
     except ColdchainError as error:
         kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
-        raise kind(str(error)) from None
+        raised = kind(str(error))
+        raised.coldchain_kind = type(error).__name__  # for the callback, which sees Airflow's exception only
+        raise raised from None
 
 
 def run_key_of(context: Any) -> str:
@@ -34,11 +36,11 @@ def run_key_of(context: Any) -> str:
     return f"{run.dag_id}/{run.run_id}"
 
 
-def note_failure(book: Ledger, table: str, run_key: str, task: str, sentence: str) -> None:
+def note_failure(book: Ledger, table: str, run_key: str, task: str, sentence: str, kind: str) -> None:
     """Record a failure in the ledger, under the run's newest token, or the table's where the run never had one."""
     tokens = [attempt.token for attempt in book.attempts(table, run_key)]
     token = tokens[0] if tokens else book.lease(table).token
-    book.note(table, token, run_key, "failed", {"task": task, "error": sentence})
+    book.note(table, token, run_key, "failed", {"task": task, "error": sentence, "kind": kind})
     book.mark(table, "failed", sentence)
 
 
@@ -76,6 +78,8 @@ class RecordFailure:
             sentence = sentence.splitlines()[0][:2000]
         try:
             book, run_key = ledger(), run_key_of(context)
-            note_failure(book, self.table, run_key, getattr(context.get("task_instance"), "task_id", "?"), sentence)
+            kind = getattr(context.get("exception"), "coldchain_kind", UNEXPECTED)
+            task = getattr(context.get("task_instance"), "task_id", "?")
+            note_failure(book, self.table, run_key, task, sentence, kind)
         except Exception as error:
             log.warning("the failure of %s could not be recorded in the ledger: %s", self.table, error)

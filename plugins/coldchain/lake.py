@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
@@ -48,7 +49,7 @@ from coldchain.core.errors import (
 )
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, column_of
-from coldchain.core.windows import Window
+from coldchain.core.windows import MAX_US, MIN_US, Window, window_of_partition
 from coldchain.settings import CATALOG_NAME
 from coldchain.store.ledger import Base
 
@@ -342,6 +343,20 @@ def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
                     raise Permanent(f"{target} snapshot {snapshot_id} holds {path} twice: roll main back")
                 files[path] = entry.data_file
     return files
+
+
+def reach_of(table: Table, file: DataFile, event_time: str) -> Window | None:
+    """Return the event times that a file may hold rows of, from its bounds, or from its partition; None: any."""
+    field = table.schema().find_field(event_time)
+    bounds = [(held or {}).get(field.field_id) for held in (file.lower_bounds, file.upper_bounds)]
+    if None not in bounds:
+        first, last = (int(from_bytes(field.field_type, bound)) for bound in bounds)  # type: ignore[arg-type]
+        return Window(first, last + 1) if MIN_US <= first <= last < MAX_US else None
+    for at, part in enumerate(table.specs()[file.spec_id or 0].fields):
+        number = file.partition[at]
+        if part.source_id == field.field_id and isinstance(number, int):
+            return window_of_partition(str(part.transform), number)
+    return None
 
 
 def stage(

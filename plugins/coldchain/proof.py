@@ -22,7 +22,7 @@ from coldchain.core.sql import Query, comma
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import duration_us, format_us
-from coldchain.lake import columns_of, live_files, normalised, owner_of
+from coldchain.lake import columns_of, live_files, normalised, owner_of, reach_of
 from coldchain.protocol import Turn
 from coldchain.source import Client, check_hash_vector
 
@@ -72,7 +72,12 @@ def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]
             log.warning("%s", checks.sentence(turn.spec, result))
     if blocking := [result for result in results if result.broken and result.is_blocking]:
         said = checks.sentence(turn.spec, blocking[0])
-        found = {"task": "validate", "error": said, "checks": [summary.to_json() for summary in summaries]}
+        found = {
+            "task": "validate",
+            "error": said,
+            "kind": "ProofFailed",
+            "checks": [summary.to_json() for summary in summaries],
+        }
         turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "failed", found)
         raise ProofFailed(said)
     return summaries
@@ -108,8 +113,9 @@ def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
         )
     for path in live.keys() - staged:
         owner = owner_of(path)
+        reach = owner.window if owner is not None else reach_of(table, live[path], turn.spec.event_time)
         for segment in stage.segments:
-            if owner is not None and owner.window.overlaps(segment.window):
+            if reach is None or reach.overlaps(segment.window):
                 raise ProofFailed(
                     f"table={name} window={segment.window}: {path} of another window overlaps it; nothing was published"
                 )
@@ -147,7 +153,7 @@ def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
 def read_files(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int) -> Found:
     """Fingerprint Parquet files by path and bucket with chdb; ProofFailed where text is not valid UTF-8."""
     found: Found = defaultdict(dict)
-    for relation in _relations(columns, paths):
+    for relation in relation_of(columns, paths):
         query = fingerprint.file_buckets(spec, columns, relation, grid_us)
         for path, start, rows, hash_, unhashed, invalid in query_chdb(query, spec.name):
             if int(unhashed) or int(invalid):
@@ -160,7 +166,7 @@ def read_files(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str],
     return found
 
 
-def _relations(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
+def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
     """Name the files to ClickHouse, a relation per folder: its patterns don't cross a slash."""
     folders: dict[str, list[str]] = defaultdict(list)
     for path in map(normalised, paths):
@@ -200,7 +206,7 @@ def _count_rows(spec: TableSpec, columns: Sequence[Column], segment: StagedSegme
     counters = checks.row_counters(spec)
     broken = [0] * len(counters)
     for path in segment.paths if counters else ():
-        (relation,) = _relations(columns, [path])
+        (relation,) = relation_of(columns, [path])
         values = {name: value for counter in counters for name, value in counter.parameters.items()}
         counts = comma(counter.expression for counter in counters)
         (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name)
@@ -230,7 +236,7 @@ def _staged_sum(spec: TableSpec, columns: Sequence[Column], segment: StagedSegme
 
 
 def _all_files(columns: Sequence[Column], segment: StagedSegment) -> str:
-    parts = (f"SELECT * FROM {relation}" for relation in _relations(columns, segment.paths))
+    parts = (f"SELECT * FROM {relation}" for relation in relation_of(columns, segment.paths))
     return f"({' UNION ALL '.join(parts)})"
 
 

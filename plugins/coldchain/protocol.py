@@ -15,9 +15,13 @@ Who may write what, and when we die here:
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
 
 from coldchain import failpoint
 from coldchain.core import fingerprint, plan, request
@@ -36,10 +40,10 @@ from coldchain.core.plan import Plan, Rules, Segment
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, floor_us, format_us, merge, subtract
-from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, publish as move_main
+from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, ceil_us, floor_us, format_us, merge, subtract
+from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, owner_of, publish as move_main, reach_of
 from coldchain.source import Extent, Source
-from coldchain.store.ledger import Attempt, Base, Comparison, Ledger
+from coldchain.store.ledger import Attempt, Base, Comparison, Foreign, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def take(turn: Turn) -> str:
 
     Raises:
         LeaseHeld: another run has it.
-        ForeignFiles: `main` holds files that no segment owns.
+        ForeignFiles: `main` holds files that no segment owns, and it can't be told which windows they touch.
     """
     turn.ledger.register(turn.spec)
     failpoint.hit("take.before_claim")
@@ -98,15 +102,17 @@ def _heal(turn: Turn, token: str) -> None:
             log.warning("%s: snapshot %d was never published; taken back", name, left.snapshot_id)
     base = ledger.state(name).base
     if table is None:
-        _reconcile(turn, token, {}, None)
+        _reconcile(turn, token, None)
     elif base != base_of(table):
-        _reconcile(turn, token, live_files(table, head_of(table)), base_of(table))
+        _reconcile(turn, token, table)
 
 
-def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -> None:
+def _reconcile(turn: Turn, token: str, table: Table | None) -> None:
     """Make the segments agree with `main`, which is the truth about Iceberg: others may have moved it."""
     name = turn.spec.name
-    live = set(live)
+    files = {} if table is None else live_files(table, head_of(table))
+    base = None if table is None else base_of(table)
+    live = set(files)
     segments = turn.ledger.segments(name)
     lost = [s for s in segments if not live.issuperset(s.paths)]
     kept = [s for s in segments if live.issuperset(s.paths)]
@@ -118,22 +124,52 @@ def _reconcile(turn: Turn, token: str, live: Iterable[str], base: Base | None) -
             restored.append(old)
             lost += rivals
             unowned.difference_update(old.paths)
-    if unowned:
-        paths = sorted(unowned)
-        raise ForeignFiles(
-            f"table={name}: main of {turn.spec.target} holds {len(paths)} files that no segment owns, as {paths[0]}: "
-            "roll main back or remove them, or rebuild a ledger that was lost or restored (DAG coldchain_recover); "
-            "nothing moves until then"
-        )
+    foreign = _foreign(turn.spec, table, {path: files[path] for path in sorted(unowned)}) if table is not None else ()
     if not lost and not restored and turn.ledger.state(name).base == base:
         return
-    turn.ledger.reconcile(name, token, [s.segment_id for s in lost], [s.segment_id for s in restored], base)
+    turn.ledger.reconcile(name, token, [s.segment_id for s in lost], [s.segment_id for s in restored], base, foreign)
     if lost or restored:
         log.warning("%s: main had been moved by others: %d segments lost, %d back; their windows are planned again",
                     name, len(lost), len(restored))  # fmt: skip
 
 
-def rules_for(spec: TableSpec, version: str, now_us: int, origin_us: int | None, allow_shrink: frozenset[int]) -> Rules:
+def _foreign(spec: TableSpec, table: Table, files: dict[str, DataFile]) -> tuple[Foreign, ...]:
+    """Tell which event times somebody else's files may hold: these windows are blocked, and no others.
+
+    Raises:
+        ForeignFiles: some are named as Coldchain names its own, or may hold any time: the ledger is not this table's.
+    """
+    reaches = {path: reach_of(table, file, spec.event_time) for path, file in files.items()}
+    if odd := [path for path, reach in reaches.items() if reach is None or owner_of(path) is not None]:
+        raise ForeignFiles(
+            f"table={spec.name}: main of {spec.target} holds {len(odd)} files that no segment owns, as {odd[0]}: "
+            "roll main back or remove them, or rebuild a ledger that was lost or restored (DAG coldchain_recover); "
+            "nothing moves until then"
+        )
+    return tuple(Foreign(reach, path) for path, reach in reaches.items() if reach is not None)
+
+
+def _blocked(turn: Turn, foreign: tuple[Foreign, ...]) -> list[Window]:
+    """Return what foreign files touch, widened to the grid and to whole segments."""
+    grid_us = turn.spec.grid_us
+    touched = [Window(floor_us(f.window.start_us, grid_us), ceil_us(f.window.end_us, grid_us)) for f in foreign]
+    if not touched:
+        return []
+    hull = Window(min(w.start_us for w in touched), max(w.end_us for w in touched))
+    return plan.widen(touched, turn.ledger.segments(turn.spec.name, hull))
+
+
+def _foreign_sentence(spec: TableSpec, foreign: tuple[Foreign, ...], blocked: list[Window]) -> str:
+    return (
+        f"table={spec.name} window={blocked[0]}: main of {spec.target} holds {len(foreign)} files that no segment "
+        f"owns, as {foreign[0].path}: nothing moves in the {len(blocked)} windows that they touch until they are "
+        "removed, or main is rolled back; readers see what they hold"
+    )
+
+
+def rules_for(
+    spec: TableSpec, version: str, now_us: int, origin_us: int | None, allow_shrink: Mapping[int, int]
+) -> Rules:
     """Turn a table's settings into what the planner must respect at this moment of the source's clock.
 
     `origin_us` is the ledger's: before it nothing was ever known to hold rows.
@@ -186,11 +222,12 @@ def _same_by_older_columns(
 
 def _shrunk_sentence(spec: TableSpec, shrunk: tuple[plan.Shrunk, ...]) -> str:
     first = shrunk[0]
-    ids = [s.segment_id for s in shrunk]
+    approval = json.dumps(plan.approvals(shrunk))
     return (
         f"table={spec.name} window={first.window} segment={first.segment_id}: the source holds {first.source}, "
-        f"{first.published} are published{f' (and {len(ids) - 1} more segments)' if ids[1:] else ''}; "
-        f"they are not replaced: find out why {spec.source} lost rows, or run with allow_shrink={ids} to accept it"
+        f"{first.published} are published{f' (and {len(shrunk) - 1} more segments)' if shrunk[1:] else ''}; "
+        f"they are not replaced: find out why {spec.source} lost rows, or accept it "
+        f"(DAG coldchain_shrink, or a run with allow_shrink={approval})"
     )
 
 
@@ -292,7 +329,8 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         last_rows_us=state.last_rows_us,
         upstream_us=capped_us,
     )
-    wanted, is_cut = _affordable(turn, source, wanted, state.watermark_us)
+    blocked = _blocked(turn, state.foreign)
+    wanted, is_cut = _affordable(turn, source, subtract(wanted, blocked), state.watermark_us)
     version = fingerprint.version(columns)
     rules = rules_for(spec, version, extent.now_us, state.origin_us, asked.allow_shrink)
     found, _, grid_us = compare(turn, source, columns, wanted, rules)
@@ -300,8 +338,10 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent) + waits)
     _warn(spec, found)
     complaint = _shrunk_sentence(spec, found.shrunk) if found.shrunk else ""
+    if blocked:
+        complaint = "; ".join(filter(None, (complaint, _foreign_sentence(spec, state.foreign, blocked))))
     failpoint.hit("read.before_record")
-    is_whole = not (asked.is_idle or is_cut or found.deferred or found.shrunk)
+    is_whole = not (asked.is_idle or is_cut or blocked or found.deferred or found.shrunk)
     is_complete = is_whole and (asked.window is None or origin_us is None)
     is_idle = not found.windows
     watermark_us = ledger.record_comparison(
@@ -318,7 +358,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     )
     failpoint.hit("read.after_record")
     if is_idle and complaint:
-        raise SourceShrank(complaint)
+        raise (SourceShrank if found.shrunk else ForeignFiles)(complaint)
     if is_idle:
         ledger.note(spec.name, token, turn.run_key, "idle")
         ledger.mark(spec.name, "success")
@@ -449,8 +489,13 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
 
 
 def _newest_try(turn: Turn) -> list[Attempt]:
-    """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own."""
+    """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own.
+
+    Tokens of another epoch don't count: they belong to a ledger that was lost, or from before a dump was restored.
+    """
+    epoch = turn.ledger.lease(turn.spec.name).token.rpartition("-")[0]
     events = turn.ledger.attempts(turn.spec.name, turn.run_key)
+    events = [attempt for attempt in events if attempt.token.rpartition("-")[0] == epoch]
     newest = max((_number(attempt.token) for attempt in events), default=0)
     return [attempt for attempt in events if _number(attempt.token) == newest]
 

@@ -58,6 +58,14 @@ class Registry:
         return {table.name: table for table in self.tables}[name]
 
 
+_SYSTEM_DATABASES = frozenset({"system", "information_schema"})
+# What Spark and pyiceberg read as `table.<name>`: https://iceberg.apache.org/docs/latest/spark-queries/#inspecting-tables
+_METADATA_TABLE = re.compile(
+    r"(branch|tag|snapshot_id|at_timestamp)_.*|history|snapshots|refs|(all_)?(data_|delete_)?files|(all_)?manifests|"
+    r"(all_)?entries|partitions|position_deletes|metadata_log_entries",
+    re.ASCII | re.IGNORECASE,
+)
+
 # What a pattern ends with in the schema: `$` alone also matches before a line break at the end.
 _NO_LINE_BREAK = r"(?!\n)"
 
@@ -273,6 +281,10 @@ def _check(
             entry["target"],
             f"every target, whatever its case, may be there once, for its name {say.name} is the table's id",
         )
+    if merged["source"].partition(".")[0].lower() in _SYSTEM_DATABASES:
+        yield say("source", merged["source"], "a table of your own: what describes the server is not offloaded")
+    if _METADATA_TABLE.fullmatch(say.name):
+        yield say("target", merged["target"], "another name: Iceberg's readers take this one for a table's metadata")
     for name in ("max_windows", "max_window_rows", "max_plan_rows"):
         if isinstance(merged[name], float):
             yield say(name, merged[name], "a whole number, written without a point")

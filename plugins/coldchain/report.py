@@ -70,11 +70,11 @@ class Status:
         return "equal" if self.segments else "nothing published"
 
 
-def _sealed_before(spec: TableSpec, now_us: int) -> int | None:
+def sealed_before(spec: TableSpec, now_us: int) -> int | None:
     return None if spec.retention_us is None else now_us - spec.retention_us + spec.seal_margin_us
 
 
-def _source_of(services: Services, spec: TableSpec, segments: Sequence[Segment]) -> list[tuple[Segment, Fingerprint]]:
+def source_of(services: Services, spec: TableSpec, segments: Sequence[Segment]) -> list[tuple[Segment, Fingerprint]]:
     """Fingerprint the source over every segment, with the columns that the segment was made with.
 
     Where the source no longer gives those, with the columns it has now: then the two differ.
@@ -91,7 +91,7 @@ def _source_of(services: Services, spec: TableSpec, segments: Sequence[Segment])
     return [(segment, found[segment.segment_id]) for segment in segments]
 
 
-def _read_published(services: Services, spec: TableSpec, segments: Sequence[Segment], live: Collection[str]) -> Found:
+def read_published(services: Services, spec: TableSpec, segments: Sequence[Segment], live: Collection[str]) -> Found:
     """Fingerprint published files, each with the columns that its segment was made with."""
     versions = services.ledger.versions(spec.name)
     grid_us = comparison_grid_us(spec.grid_us, segments)
@@ -114,9 +114,9 @@ def status_of(services: Services, spec: TableSpec) -> Status:
     final = " FINAL" if spec.read == "final" else ""
     ((rows,),) = services.client(Query(f"SELECT count() FROM {quote_table(spec.source)}{final}", {}))
     segments = services.ledger.segments(spec.name)
-    sealed_before = _sealed_before(spec, now_us)
-    held = [s for s in segments if sealed_before is None or s.window.start_us >= sealed_before]
-    differing = tuple(s.window for s, source in _source_of(services, spec, held) if source != s.fingerprint)
+    sealed_us = sealed_before(spec, now_us)
+    held = [s for s in segments if sealed_us is None or s.window.start_us >= sealed_us]
+    differing = tuple(s.window for s, source in source_of(services, spec, held) if source != s.fingerprint)
     table = services.lake.load(spec.target)
     files = {} if table is None else live_files(table, head_of(table))
     word, seconds = services.ledger.last_run(spec.name)
@@ -148,11 +148,11 @@ def verify_table(services: Services, spec: TableSpec) -> list[str]:
     owned = {path for segment in segments for path in segment.paths}
     said = [f"{spec.name}: main holds {path}, which no segment owns" for path in sorted(live.keys() - owned)]
     said += [f"{spec.name}: {path} is published but main does not hold it" for path in sorted(owned - live.keys())]
-    found = _read_published(services, spec, segments, live.keys())
+    found = read_published(services, spec, segments, live.keys())
     now_us = Source(services.client, spec).extent().now_us
-    sealed_before = _sealed_before(spec, now_us)
-    for segment, source in _source_of(services, spec, segments):
-        is_sealed = sealed_before is not None and segment.window.start_us < sealed_before
+    sealed_us = sealed_before(spec, now_us)
+    for segment, source in source_of(services, spec, segments):
+        is_sealed = sealed_us is not None and segment.window.start_us < sealed_us
         held = total(part for path in segment.paths for part in found.get(path, {}).values())
         wanted = segment.fingerprint if is_sealed or segment.state == "expired" else source
         if held != wanted and not (held == EMPTY and wanted == EMPTY):

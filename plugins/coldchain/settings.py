@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coldchain.core.errors import Permanent
+from coldchain.core.production import PRODUCTION, PROFILES, refusals
 
 CATALOG_NAME = "coldchain"
 
@@ -25,6 +26,20 @@ class Settings:
     ledger_uri: str = field(repr=False)
     catalog_uri: str = field(repr=False)
     warehouse: str
+
+    def __post_init__(self) -> None:
+        """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
+
+        Raises:
+            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it.
+        """
+        profile = os.environ.get("COLDCHAIN_PROFILE", "")
+        if profile not in PROFILES:
+            raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
+        uris = {"coldchain_postgres": self.ledger_uri, "coldchain_iceberg": self.catalog_uri}
+        found = [*refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse)]
+        if profile == PRODUCTION and found:
+            raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads."""

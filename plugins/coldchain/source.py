@@ -188,7 +188,7 @@ class Source:
                 "offload's user: drop it, nothing was moved"
             )
 
-    def _described(self) -> list[tuple[Any, ...]]:
+    def described(self) -> list[tuple[Any, ...]]:
         """Return the name and type of every column that the source gives."""
         if self._spec.read == "select":
             own = fingerprint.relation(self._spec, [])
@@ -204,7 +204,7 @@ class Source:
 
     def columns(self) -> tuple[Column, ...]:
         """Return the canonical columns in the source's order; UnsupportedType or SchemaDrift say what does not fit."""
-        rows = self._described()
+        rows = self.described()
         if not rows:
             raise Permanent(
                 f"table={self._spec.name}: source {self._spec.source} does not exist, or the offload's user may not "

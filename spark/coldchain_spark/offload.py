@@ -15,7 +15,7 @@ from coldchain import failpoint, lake as iceberg
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core import fingerprint
 from coldchain.core.drift import Drift, to_json
-from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
+from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import Plan, PlannedWindow, make_plan
@@ -56,29 +56,30 @@ class Outcome:
 
 def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) -> Outcome:
     """Stage one table, and record what happened in the ledger. Errors become an Outcome: other tables go on."""
-    ledger = PostgresLedger.from_uri(settings.ledger_uri)
+    ledger, kind = PostgresLedger.from_uri(settings.ledger_uri), ""
     try:
         with _heartbeat(job, settings):
             outcome = _Offload(job, settings, ledger, run, cores).run()
     except ColdchainError as error:
         outcome = Outcome(job.spec.name, "failed", message=str(error), exit_code=error.exit_code)
+        kind = type(error).__name__
     except Exception as error:
         log.exception("%s: unexpected", job.spec.name)
         said = (
             f"table={job.spec.name}: the offload job failed unexpectedly ({type(error).__name__}: {error}): see its log"
         )
-        outcome = Outcome(job.spec.name, "failed", message=said, exit_code=Transient.exit_code)
+        outcome, kind = Outcome(job.spec.name, "failed", message=said, exit_code=Transient.exit_code), UNEXPECTED
     finally:
         ledger.close()
     if outcome.outcome == "failed":
-        _note_failure(job, settings, outcome)
+        _note_failure(job, settings, outcome, kind)
     return outcome
 
 
-def _note_failure(job: JobTable, settings: Settings, outcome: Outcome) -> None:
+def _note_failure(job: JobTable, settings: Settings, outcome: Outcome, kind: str) -> None:
     ledger = PostgresLedger.from_uri(settings.ledger_uri)
     event = "fenced" if outcome.exit_code == Fenced.exit_code else "failed"
-    detail = {"task": "offload", "error": outcome.message, "exit_code": outcome.exit_code}
+    detail = {"task": "offload", "error": outcome.message, "exit_code": outcome.exit_code, "kind": kind}
     with contextlib.suppress(ColdchainError):
         ledger.note(job.spec.name, job.token, job.run_key, event, detail)
     ledger.close()

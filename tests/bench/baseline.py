@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg2
@@ -13,15 +11,12 @@ from pyiceberg.schema import Schema
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import DecimalType, IcebergType, IntegerType, LongType, NestedField, StringType, TimestamptzType
 
+from stack import jars
 from stack.settings import postgres_uri
 from stack.state import Stack, write_private
 
 APPLICATION = Path(__file__).with_name("baseline_job.py")
-PACKAGES = (
-    "com.clickhouse:clickhouse-jdbc:0.9.4",
-    "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0",
-    "org.postgresql:postgresql:42.7.8",
-)
+PACKAGES = ("com.clickhouse:clickhouse-jdbc:0.9.4", *jars.ICEBERG)
 DRIVER_MEMORY = "2g"
 _COLUMNS: dict[str, IcebergType] = {
     "exchange_timestamp": TimestamptzType(),
@@ -36,22 +31,6 @@ _COLUMNS: dict[str, IcebergType] = {
     "kafka_partition": IntegerType(),
     "ingestion_timestamp": TimestamptzType(),
 }
-
-
-def resolve_jars(environment: Mapping[str, str], folder: Path) -> str:
-    """Let spark-submit resolve the packages once, and return them as a class path."""
-    ivy = folder / "ivy"
-    if not (ivy / "done").exists():
-        ivy.mkdir(parents=True, exist_ok=True)
-        nothing = ivy / "nothing.py"
-        nothing.write_text("")
-        subprocess.run(
-            ["spark-submit", "--master", "local[1]", "--packages", ",".join(PACKAGES), "--conf",
-             f"spark.jars.ivy={ivy}", str(nothing)],
-            env=dict(environment), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        (ivy / "done").touch()
-    return ":".join(str(jar) for jar in sorted((ivy / "jars").glob("*.jar")))
 
 
 def prepare(stack: Stack, catalog: Catalog, target: str) -> None:

@@ -22,7 +22,7 @@ from coldchain.core.table import TableSpec
 from coldchain.lake import normalised
 from coldchain.registry import load_registry
 from coldchain.settings import CATALOG_NAME, Settings
-from stack import process
+from stack import jars, process
 from stack.clickhouse import query
 from stack.errors import StackError
 from stack.progress import say
@@ -51,7 +51,7 @@ class Match:
             raise StackError("ClickHouse is not running.")
         self.server_pid = server.pid
         say("Resolving the baseline's jars")
-        self.jars = baseline.resolve_jars(self.environment, folder)
+        self.jars = jars.resolve(self.environment, baseline.PACKAGES)
 
     def versions(self) -> dict[str, Any]:
         """Name what takes part."""

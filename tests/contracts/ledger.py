@@ -13,7 +13,7 @@ from coldchain.core.fingerprint import EMPTY, Fingerprint
 from coldchain.core.job import Stage, StagedSegment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import HOUR_US, MINUTE_US, Window, format_us
-from coldchain.store.ledger import Base, Comparison, Ledger
+from coldchain.store.ledger import DAMAGED, Base, Comparison, Foreign, Ledger, Proven
 from coldchain.store.memory import WatermarkRow
 
 T0 = 1_770_681_600_000_000  # 2026-02-10
@@ -242,6 +242,19 @@ class LedgerContract:
             ledger.begin_publish(name, token, stage(token, staged(1, 3), snapshot=3))
         assert [left.snapshot_id for left in ledger.publishing(name)] == [2]
 
+    def test_what_is_proven_is_told_with_the_base_that_holds_it(self, ledger: Ledger, name: str) -> None:
+        assert ledger.proven(name) == Proven(None, ())
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, empty=[window(3, 4)], expired=[window(4, 5)])
+        self.publish(ledger, name, token, stage(token, staged(0, 2), staged(2, 3)))
+        self.publish(ledger, name, token, stage(token, staged(6, 7), snapshot=3, base=2))
+        ledger.begin_publish(name, token, stage(token, staged(5, 6), snapshot=4, base=3))
+        assert ledger.proven(name) == Proven(base(3), (window(0, 4), window(6, 7))), "not what is expired or undecided"
+        (first, *_) = ledger.segments(name)
+        foreign = Foreign(window(0, 1), "/w/foreign.parquet")
+        ledger.reconcile(name, token, [first.segment_id], [], base(5), [foreign])
+        assert ledger.proven(name) == Proven(base(5), (window(2, 4), window(6, 7)), ("/w/foreign.parquet",))
+
     def test_published_segments_never_overlap(self, ledger: Ledger, name: str) -> None:
         token = ledger.acquire(name, "run/1")
         ledger.begin_publish(name, token, stage(token, staged(0, 2)))
@@ -384,6 +397,24 @@ class LedgerContract:
         ledger.reconcile(name, token, [old.segment_id], [], base(2))
         assert ledger.state(name).watermark_us == T0, "what is lost is missing again"
         assert ledger.state(name).last_rows_us is None
+
+    def test_an_audit_marks_what_it_saw(self, ledger: Ledger, name: str) -> None:
+        token = ledger.acquire(name, "run/1")
+        self.record(ledger, name, token, compared_to_us=T0 + 3 * GRID)
+        self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2), staged(2, 3)))
+        one, two, three = (segment.segment_id for segment in ledger.segments(name))
+        ledger.record_audit(name, token, [one], [two, three], [three], T0 + GRID)
+        seen, now_us = ledger.verifications(name)
+        assert seen.keys() == {one, two, three}
+        assert seen[two] == seen[three] == 0
+        assert 0 <= now_us - seen[one] < 60_000_000
+        assert [segment.version == DAMAGED for segment in ledger.segments(name)] == [False, False, True]
+        assert ledger.state(name).compared_to_us == T0 + GRID
+        ledger.record_audit(name, token, [], [], [], T0 + 2 * GRID)
+        assert ledger.state(name).compared_to_us == T0 + GRID, "it is only ever taken back"
+        ledger.acquire(name, "run/1")
+        with pytest.raises(Fenced):
+            ledger.record_audit(name, token, [two], [], [], None)
 
     # -- watermark -----------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def test_counters_say_what_runs_did_and_no_restart_resets_them(client: TestClien
 
 def test_a_failure_is_counted_once_and_the_next_try_is_a_retry(client: TestClient, ground: Ground) -> None:
     token, run_key = ground.begin(None, "manual")
-    ground.ledger.note(ground.name, token, run_key, "failed", {"task": "offload", "error": "x"})
+    ground.ledger.note(ground.name, token, run_key, "failed", {"task": "offload", "error": "x", "kind": "Unavailable"})
     ground.ledger.note(ground.name, token, run_key, "failed", {"task": f"bronze.{ground.name}.offload", "error": "x"})
     ground.ledger.note(ground.name, token, run_key, "started")
     ground.ledger.note(ground.name, token, run_key, "started")
@@ -101,6 +101,8 @@ def test_a_failure_is_counted_once_and_the_next_try_is_a_retry(client: TestClien
     ground.ledger.note(ground.name, token, run_key, "fenced", {})
     found = scrape(client)
     assert found["runs_total{failed}"] == 2
+    assert found["failures_total{Unavailable}"] == 1
+    assert found["failures_total{Unexpected}"] == 1
     assert found["attempts_total{manual}"] == found["attempts_total{retry}"] == 1
     assert found["validation_total{failed}"] == 1
     assert found["fence_rejected_total"] == found["runs_total{fenced}"] == 1

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from coldchain.core.fingerprint import canonical_rows
+from coldchain.core.sql import Query
+from coldchain.core.typemap import canonical_column
+from coldchain.core.windows import DAY_US, Window
+from coldchain.core.word import CLICKHOUSE, source_words
+from coldchain.registry import DEFAULT_PATH, load_registry
 from coldchain.source import _VECTOR
 from stack.clickhouse import schema_files
 from tests.market import WIDTHS_S, Delivery, binance, coinbase, kraken
@@ -40,6 +49,24 @@ CORRECTION = binance("BTCUSDT", 10, _DAY_US, "99", "3")
 ROWS = "SELECT * EXCEPT (ingestion_timestamp, processed_at) FROM k2.silver_trades FINAL ORDER BY exchange, trade_id"
 TYPES = "SELECT table, name, type FROM system.columns WHERE database = 'k2' ORDER BY table, position"
 HASHES = f"SELECT {', '.join(f'toString(cityHash64({arguments}))' for arguments, _ in _VECTOR)}"
+# What the word of a row is made of, NULL beside what might be taken for it.
+WORD_TYPES = {
+    "ts": "DateTime64(6, 'UTC')", "n": "Nullable(Int64)", "s": "LowCardinality(Nullable(String))", "b": "Bool",
+    "d": "Nullable(Decimal(38, 8))", "u": "UUID", "e": "Enum8('' = 0, 'a,b' = 1)", "f": "Nullable(Float64)",
+    "l": "Array(Nullable(String))", "m": "Map(String, Nullable(Int32))", "t": "Tuple(x Date, y FixedString(2))",
+    "big": "UInt64",
+}  # fmt: skip
+WORD_ROWS = (
+    "NULL, NULL, true, NULL, '00000000-0000-0000-0000-000000000001', 'a,b', NULL, [NULL, ''], "
+    "map('b', NULL, 'a', 1), (toDate('2026-01-02'), 'x'), 18446744073709551615",
+    "-9223372036854775808, 'NULL', false, '-0.00000001', '00000000-0000-0000-0000-000000000002', '', nan, "
+    "['NULL', '~N,'], map(), (toDate('1970-01-01'), ''), 0",
+)
+WORD_SPEC = replace(
+    load_registry(DEFAULT_PATH).table("bronze_trades_kraken"), source="k2.word", event_time="ts", read="raw"
+)
+WORD_COLUMNS = [canonical_column(name, kind) for name, kind in WORD_TYPES.items()]
+WORD_WINDOW = Window(_DAY_US, _DAY_US + DAY_US)
 HUGE = """
 INSERT INTO k2.silver_trades (exchange, canonical_symbol, quantity, timestamp, trade_id)
 SELECT 'none', 'HUGE', CAST('990000000000000000000000000000' AS Decimal(38, 8)), now64(6), toString(number)
@@ -89,7 +116,26 @@ def _statements() -> dict[str, str]:
     plans = {f"plan {name}": f"EXPLAIN indexes = 1 SELECT * FROM k2.ohlcv_{name} WHERE {bounds}" for name in WIDTHS_S}
     inserts = {f"insert {number}": _insert(each) for number, each in enumerate((*MESSAGES, *MESSAGES, CORRECTION))}
     huge = {"huge": HUGE, "overflow": "SELECT volume FROM k2.ohlcv_1d WHERE canonical_symbol = 'HUGE'"}
-    return schema | inserts | asked | bars | plans | huge
+    return schema | inserts | asked | bars | plans | huge | _word_statements()
+
+
+def _written(query: Query) -> str:
+    """Write the values into a query's text: a session of the old engine keeps no parameters."""
+    return re.sub(r"\{(\w+):Int64\}", lambda found: f"toInt64({query.parameters[found[1]]})", query.text)
+
+
+def _word_statements() -> dict[str, str]:
+    declared = ", ".join(f"{name} {kind}" for name, kind in WORD_TYPES.items())
+    rows = ", ".join(
+        f"(fromUnixTimestamp64Micro({_DAY_US + number}, 'UTC'), {row})" for number, row in enumerate(WORD_ROWS)
+    )
+    canonical = _written(canonical_rows(WORD_SPEC, WORD_COLUMNS, [WORD_WINDOW]))
+    return {
+        "word table": f"CREATE TABLE k2.word ({declared}) ENGINE = MergeTree ORDER BY ts",
+        "word rows": f"INSERT INTO k2.word VALUES {rows}",
+        "word texts": f"SELECT {CLICKHOUSE.row(WORD_COLUMNS)} FROM ({canonical}) ORDER BY ts",
+        "word": _written(source_words(WORD_SPEC, WORD_COLUMNS, [WORD_WINDOW], DAY_US)),
+    }
 
 
 def _insert(delivery: Delivery) -> str:
@@ -138,3 +184,17 @@ def test_a_condition_on_a_bar_s_start_reaches_silver_s_indexes(
 @pytest.mark.parametrize("engine", VERSIONS)
 def test_a_volume_that_does_not_fit_is_refused(answers: dict[str, dict[str, tuple[str, str]]], engine: str) -> None:
     assert "overflow" in answers[engine]["overflow"][1]
+
+
+@pytest.mark.parametrize("engine", VERSIONS)
+def test_the_word_of_a_row_is_one_text(answers: dict[str, dict[str, tuple[str, str]]], engine: str) -> None:
+    """A comma ends a value, `~1` is one within, `~0` a tilde, `~N` NULL; inside a list or map all of it once more."""
+    texts = answers[engine]["word texts"][0].splitlines()[1:]
+    assert texts == [
+        f"{_DAY_US},~N,~N,true,~N,00000000-0000-0000-0000-000000000001,a~1b,~N,2[~0N~1~1,"
+        "2;a~11~1b~1~0N~1,(20455~17800~1,18446744073709551615,",
+        f"{_DAY_US + 1},-9223372036854775808,NULL,false,-0.00000001,00000000-0000-0000-0000-000000000002,,"
+        "9221120237041090560,2[NULL~1~00N~01~1,0;,(0~10000~1,0,",
+    ]
+    total = sum(zlib.crc32(text.encode()) for text in texts)
+    assert answers[engine]["word"][0].splitlines()[1:] == [f"{_DAY_US}\t{len(WORD_ROWS)}\t{total}"]

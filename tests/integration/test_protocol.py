@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from coldchain.core.errors import (
 )
 from coldchain.core.job import Stage
 from coldchain.core.request import Request
+from coldchain.core.windows import to_us
 from coldchain.lake import head_of, live_files
 from coldchain_spark.footer import split_tail
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Streamed
-from tests.lab import Lab, append_foreign, yesterday
+from tests.lab import DAY, Lab, append_foreign, yesterday
 
 QUARTER = timedelta(minutes=15)
 START = yesterday()
@@ -93,7 +95,9 @@ def test_lost_rows_stop_the_table_until_a_person_approves_the_segment(lab: Lab) 
     with pytest.raises(SourceShrank, match=rf"segment={segment.segment_id}: the source holds 20 rows.*allow_shrink"):
         lab.read(run_key="test/shrunk")
     assert lab.ledger.lease(lab.name).holder is None, "a refused read gives the lease back"
-    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    with pytest.raises(SourceShrank, match=rf'allow_shrink=\["{segment.segment_id}:20"\]'):
+        lab.read(Request(None, None, allow_shrink={segment.segment_id: 21}), run_key="test/too much")
+    lab.run(Request(None, None, allow_shrink={segment.segment_id: 20}), run_key="test/approved")
     lab.check_equal(20)
 
 
@@ -104,7 +108,7 @@ def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
     lab.run()
     (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
     lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
-    lab.run(Request(None, None, allow_shrink=frozenset({segment.segment_id})), run_key="test/approved")
+    lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
     table = lab.lake.require(lab.spec.target)
     assert live_files(table, head_of(table)) == {}
     assert {s.state for s in lab.ledger.segments(lab.name)} == {"empty"}
@@ -230,12 +234,48 @@ def test_a_dropped_table_is_made_again(lab: Lab) -> None:
     lab.check_equal(10)
 
 
-def test_foreign_files_block_the_table_and_are_named(lab: Lab) -> None:
+@pytest.mark.parametrize("has_bounds", [True, False], ids=["by its bounds", "by its partition"])
+def test_a_foreign_file_blocks_the_windows_that_it_touches_and_no_others(lab: Lab, has_bounds: bool) -> None:
+    """It may hold its own day or hour; the day before and what comes later moves, and a person is told each time."""
+    hour = timedelta(hours=1)
+    for start in (START - DAY, START, START + 6 * hour):
+        lab.insert_many(start, 10, 1_000_000, first=to_us(start))
+        lab.run(Request(lab.window(start, start + hour), None), run_key=f"test/{start}")
+    table = lab.lake.require(lab.spec.target)
+    ours = head_of(table)
+    append_foreign(table, lab.window(START, START + hour), has_bounds=has_bounds)
+    words = r"window=\[.* holds 1 files that no segment owns, as .*part-00000\.parquet: nothing moves in the 1 windows"
+    with pytest.raises(ForeignFiles, match=words):
+        lab.run(run_key="test/idle")
+    lab.insert([(START - DAY + timedelta(seconds=30), 1), (START + timedelta(seconds=30), 2)])
+    lab.insert([(START + 6 * hour + timedelta(seconds=30), 3)])
+    reading = lab.run(run_key="test/beside it")
+    assert reading.work is not None
+    assert re.search(words, reading.work.complaint)
+    moved = {window.start_us for window, _ in reading.work.windows}
+    assert to_us(START) not in moved
+    assert (to_us(START + 6 * hour) in moved) is has_bounds, "without bounds its whole day is blocked"
+    with pytest.raises(ForeignFiles, match=words):
+        lab.run(run_key="test/again")
+    # Somebody removes it, and what waited moves.
+    table.refresh()
+    with table.transaction() as other, other.update_snapshot().overwrite() as snapshot:
+        (foreign,) = [f for f in live_files(table, head_of(table)).values() if "part-00000" in f.file_path]
+        snapshot.delete_data_file(foreign)
+    lab.run(run_key="test/healed")
+    lab.check_equal(33)
+    assert head_of(lab.lake.require(lab.spec.target)) != ours
+
+
+def test_a_file_of_ours_that_no_segment_owns_blocks_the_table(lab: Lab) -> None:
+    """It is not somebody else's: the ledger is an older one, or another table's."""
     lab.insert_many(START, 10, 1_000_000)
     lab.run()
-    table = lab.lake.require(lab.spec.target)
-    append_foreign(table)
-    with pytest.raises(ForeignFiles, match=r"files that no segment owns, as .*\.parquet"):
+    with lab.ledger._transaction() as cursor:
+        cursor.execute("UPDATE coldchain.segments SET state = 'superseded', paths = '{}' WHERE table_id = "
+                       "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)", (lab.name,))  # fmt: skip
+        cursor.execute("UPDATE coldchain.tables SET main_snapshot_id = 1 WHERE table_name = %s", (lab.name,))
+    with pytest.raises(ForeignFiles, match="rebuild a ledger that was lost"):
         lab.read(run_key="test/two")
 
 

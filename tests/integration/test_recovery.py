@@ -11,7 +11,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from coldchain.core.errors import BadRequest, Fenced, ForeignFiles, Permanent
+from coldchain import protocol
+from coldchain.core.errors import BadRequest, Fenced, ForeignFiles, Permanent, StageGone
 from coldchain.core.order import Order
 from coldchain.core.request import Request
 from coldchain.core.windows import DAY_US, MINUTE_US, to_us
@@ -123,6 +124,20 @@ def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fr
         lab.ledger.renew(lab.name, old_token)
     lab.run(run_key="test/next")
     lab.check_equal(181)
+
+
+def test_a_stage_of_a_restored_ledger_s_former_life_is_not_worked_on(lab: Lab) -> None:
+    lab.insert_many(START, 10, int(MINUTE_US))
+    reading = lab.read()
+    lab.offload(reading)
+    older = protocol.newest_token(lab.turn())
+    lab.ledger.renew_epoch()
+    with pytest.raises(StageGone, match="nothing staged by test/run is left"):
+        lab.finish(reading)
+    lab.offload(reading)
+    assert protocol.newest_token(lab.turn()) != older
+    lab.finish(reading)
+    lab.check_equal(10)
 
 
 def test_a_foreign_file_is_named_and_nothing_is_taken(lab: Lab, fresh: Any) -> None:

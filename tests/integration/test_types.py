@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import EqualTo, IsNaN
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
+from sqlalchemy.engine import make_url
 
 from coldchain.core import fingerprint
 from coldchain.core.errors import ProofFailed, SchemaDrift, UnsupportedType
 from coldchain.core.sql import Query
 from coldchain.core.windows import to_us
 from coldchain.lake import columns_of, drift_of, field_ids, head_of, live_files
+from coldchain.settings import Settings
+from stack import jars
 from tests.any_type import AnyColumn, any_column, plain_types, same
-from tests.lab import Lab, yesterday
+from tests.lab import ROOT, Lab, yesterday
 
 START = yesterday()
 ROWS = 12
@@ -61,6 +68,52 @@ def typed(environment: dict[str, str], tmp_path: Path) -> Iterator[TypedLab]:
     made.execute(f"DROP TABLE k2.{made.name} SYNC")
 
 
+class SparkReader:
+    """One Spark SQL for all examples, in a process that ends with its input."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        given = {
+            **os.environ, **environment, "PATH": path, "SPARK_LOCAL_IP": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(str(ROOT / each) for each in ("plugins", "spark", "")),
+            "SPARK_CONF_DIR": str(ROOT / "spark" / "conf"), "PYTHONWARNINGS": "ignore",
+        }  # fmt: skip
+        classes = jars.resolve(given)
+        submit = ["--master", "local[2]", "--driver-memory", "1g", "--driver-class-path", classes, "pyspark-shell"]
+        given["PYSPARK_SUBMIT_ARGS"] = " ".join(submit)
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.read_by_spark"], cwd=folder, env=given, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def rows(self, lab: Lab) -> list[dict[str, Any]]:
+        """Read `main`, in order of the rows' numbers."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        path = self.folder / lab.name
+        print(lab.spec.target, path, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            return sorted(reader.read_all().to_pylist(), key=lambda row: row["seq"])
+
+    def arguments(self) -> list[str]:
+        """Return the command lines of the process and of those that it started."""
+        found, pids = [], [self.process.pid]
+        while pids:
+            process = Path(f"/proc/{pids.pop()}")
+            found.append((process / "cmdline").read_text())
+            pids += map(int, (process / "task" / process.name / "children").read_text().split())
+        return found
+
+
+@pytest.fixture(scope="module")
+def spark(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkReader]:
+    reader = SparkReader(environment, tmp_path_factory.mktemp("spark"))
+    with reader.process:  # closes its input, and waits
+        yield reader
+
+
 def any_columns(chance: random.Random) -> list[AnyColumn]:
     return [any_column(f"c{number}", chance) for number in range(COLUMNS)]
 
@@ -70,7 +123,7 @@ def choices(columns: list[AnyColumn]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed: int) -> None:
+def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, spark: SparkReader, seed: int) -> None:
     chance = random.Random(f"table {seed}")
     columns = any_columns(chance)
     typed.remake({column.name: column.kind.declared for column in columns}, choices(columns))
@@ -78,18 +131,30 @@ def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, seed:
     for number, row in enumerate(trees):
         typed.put(number, [column.kind.sql(tree) for column, tree in zip(columns, row, strict=True)])
     typed.run()
-    got = typed.rows()
-    assert [row["seq"] for row in got] == list(range(ROWS))
-    for column, position in zip(columns, range(COLUMNS), strict=True):
-        for number, row in enumerate(got):
-            wanted = column.kind.python(trees[number][position])
-            assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
+    for got in (typed.rows(), spark.rows(typed)):
+        assert [row["seq"] for row in got] == list(range(ROWS))
+        for column, position in zip(columns, range(COLUMNS), strict=True):
+            for number, row in enumerate(got):
+                wanted = column.kind.python(trees[number][position])
+                assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
     table = typed.lake.require(typed.spec.target)
     source = typed.source().columns()
     assert drift_of(typed.spec, source, table).said == ()
     assert fingerprint.version(columns_of(table)) == fingerprint.version(source)
     assert [column.value for column in columns_of(table)] == [column.value for column in source]
     assert typed.run(run_key="test/again").work is None
+
+
+def test_the_catalog_s_password_is_in_no_argument_of_spark(typed: TypedLab, spark: SparkReader) -> None:
+    typed.remake({"c": "Int8"}, {})
+    typed.put(0, ["1"])
+    typed.run()
+    assert [row["c"] for row in spark.rows(typed)] == [1], "the session has the password"
+    arguments = spark.arguments()
+    assert any("java" in line for line in arguments)
+    password = make_url(Settings.from_environment(typed.environment).catalog_uri).password
+    assert password
+    assert not any(password in line for line in arguments)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,7 +11,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -20,6 +20,7 @@ from coldchain import lake as iceberg, proof, protocol
 from coldchain.core.errors import (
     ColdchainError,
     Fenced,
+    Incomplete,
     Permanent,
     SourceMoving,
     SourceShrank,
@@ -72,7 +73,7 @@ class Run:
     asked: Request
     work: Work | None = None  # what read_watermark left in its XCom
     ended: str = ""  # the last verb that succeeded
-    shrunk: tuple[int, ...] = ()
+    shrunk: dict[int, int] = field(default_factory=dict)  # by segment: rows that the source holds
 
 
 @dataclass
@@ -240,9 +241,9 @@ class World(Promises):
     def do_approve(self, which: int) -> None:
         """A person lets a new run replace the segments that lost rows."""
         self.run_count += 1
-        ids = frozenset(number for run in self.runs for number in run.shrunk)
-        self.approved |= ids
-        self.runs[which] = Run(f"run/{self.run_count}", Request(None, None, allow_shrink=ids))
+        approvals = {number: rows for run in self.runs for number, rows in run.shrunk.items()}
+        self.approved |= approvals.keys()
+        self.runs[which] = Run(f"run/{self.run_count}", Request(None, None, allow_shrink=approvals))
 
     def do_begin(self, which: int, verb: str) -> None:
         """Start a task of a run, whatever the others of it are doing: as a clear does, or a retry beside a zombie."""
@@ -419,8 +420,9 @@ class World(Promises):
         except ColdchainError as error:
             self.failures.append((name, error))
             self._count(f"{verb}.{type(error).__name__}")
-            if isinstance(error, SourceShrank):
-                run.shrunk = tuple(int(n) for n in re.findall(r"\d+", str(error).partition("allow_shrink=")[2]))
+            if isinstance(error, SourceShrank | Incomplete):
+                found = re.findall(r"(\d+):(\d+)", str(error).partition("allow_shrink=")[2])
+                run.shrunk = {int(number): int(rows) for number, rows in found}
         except Exception as error:
             self.broken.append(Violation(f"{name} ended with an error that nobody foresaw: {error!r}"))
             traceback.print_exception(error)
@@ -483,7 +485,7 @@ class World(Promises):
             with self._releasing(turn, stage.token):
                 protocol.publish(turn, stage, work)
         if work.complaint:
-            raise SourceShrank(work.complaint)
+            raise Incomplete(work.complaint)
 
     def limit_slices(self, rows: int, cores: int) -> int:
         """Return how many rows a slice holds."""
@@ -528,19 +530,19 @@ class World(Promises):
     def converge(self) -> None:
         """Without faults and changes, runs end with main equal to the source over all that may be replaced."""
         self.calm_down()
-        allowed: frozenset[int] = frozenset()
+        allowed: dict[int, int] = {}
         for _ in range(40):
             self.run_count += 1
-            run = Run(f"run/{self.run_count}", Request(None, None, allow_shrink=allowed))
+            run = Run(f"run/{self.run_count}", Request(None, None, allow_shrink=dict(allowed)))
             self.runs[0] = run
             failed = len(self.failures)
             self.do_whole(0)
             self._raise_broken()
             self.check()
             for name, error in self.failures[failed:]:
-                must(isinstance(error, SourceShrank), f"{name} fails in quiet times: {error}")
+                must(isinstance(error, SourceShrank | Incomplete), f"{name} fails in quiet times: {error}")
             if run.shrunk:
-                allowed |= frozenset(run.shrunk)
+                allowed |= run.shrunk
             elif run.work is not None and not run.work.windows:
                 break
         else:

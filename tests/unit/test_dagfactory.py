@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from coldchain.core.errors import CommitUnknown, Fenced, LeaseHeld, Permanent, SourceShrank, Unavailable
-from coldchain.dagfactory import build_offload_dag, describe
+from coldchain.dagfactory import build_offload_dag, build_shrink_dag, describe
 from coldchain.failures import as_airflow_failures
 from coldchain.registry import DEFAULT_PATH, BadTable, Registry, load_registry
 
@@ -101,6 +101,14 @@ def test_layers_run_in_order_whatever_the_one_before_did() -> None:
 def test_the_form_has_its_parameters(dag: DAG) -> None:
     assert set(dag.params) == {"tables", "start", "end", "mode", "allow_shrink"}
     assert dag.params.get_param("tables").schema["items"]["enum"] == [table.name for table in REGISTRY.tables]
+
+
+def test_a_person_sees_approves_and_only_then_an_offload_is_triggered() -> None:
+    made = build_shrink_dag(REGISTRY)
+    assert made.schedule is None
+    assert [task.task_id for task in made.topological_sort()] == ["show", "approve", "offload"]
+    assert made.get_task("offload").upstream_task_ids == {"approve"}
+    assert made.params.get_param("table").schema["enum"] == [table.name for table in REGISTRY.tables]
 
 
 def test_a_disabled_table_has_no_tasks() -> None:

@@ -78,6 +78,7 @@ def is_of(name: str, allowed: tuple[str, ...]) -> bool:
 
 STDLIB = tuple(sys.stdlib_module_names)
 SHARED = (
+    "audit",
     "core",
     "store",
     "clickhouse",
@@ -92,8 +93,19 @@ SHARED = (
     "report",
     "settings",
     "source",
+    "views",
 )
-AIRFLOW_SIDE = ("connections", "dagfactory", "failures", "operators", "sensors", "triggers", "turns", "ui")
+AIRFLOW_SIDE = (
+    "connections",
+    "dagfactory",
+    "downstream",
+    "failures",
+    "operators",
+    "sensors",
+    "triggers",
+    "turns",
+    "ui",
+)
 
 
 def files_of(base: Path, *names: str) -> list[Path]:

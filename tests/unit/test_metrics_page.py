@@ -34,6 +34,7 @@ def test_a_metric_is_named_by_convention(declared: metrics.Declared) -> None:
         "layer",
         "outcome",
         "cause",
+        "kind",
         "result",
         "stage",
         "version",

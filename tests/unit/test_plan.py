@@ -29,7 +29,7 @@ ANY_RULES = st.builds(
     partition_unit=st.sampled_from(["day", "month"]),
     max_windows=st.integers(1, 12),
     max_window_rows=st.integers(1, 8),
-    allow_shrink=st.frozensets(st.integers(1, 12)),
+    allow_shrink=st.dictionaries(st.integers(1, 12), st.integers(0, 9)),
 )
 FEWER = settings(max_examples=50)  # every example has a past of up to three runs
 T0 = to_us(datetime(2026, 2, 10, tzinfo=UTC))
@@ -252,7 +252,7 @@ def test_planning_after_applying_the_plan_gives_nothing(case: tuple[World, list[
 @given(cases())
 def test_runs_of_few_windows_come_to_the_same_end_as_one_of_many(case: tuple[World, list[Window], Rules]) -> None:
     world, wanted, allowed = case
-    allowed = replace(allowed, allow_shrink=frozenset(range(1_000)))
+    allowed = replace(allowed, allow_shrink=dict.fromkeys(range(1_000), 0))
     other = World(world.base_us, list(world.rows), list(world.segments), world.next_id)
     planned = len(world.plan(wanted, replace(allowed, max_windows=1_000)).windows)
     runs = until_done(world, wanted, allowed)
@@ -267,7 +267,7 @@ def test_runs_of_few_windows_come_to_the_same_end_as_one_of_many(case: tuple[Wor
 @given(cases())
 def test_afterwards_the_ledger_holds_what_the_source_holds(case: tuple[World, list[Window], Rules]) -> None:
     world, wanted, allowed = case
-    allowed = replace(allowed, allow_shrink=frozenset(range(1_000)), sealed_before_us=None)
+    allowed = replace(allowed, allow_shrink=dict.fromkeys(range(1_000), 0), sealed_before_us=None)
     until_done(world, wanted, allowed)
     done = [s for s in world.segments if any(s.window.overlaps(w) for w in wanted)]
     for window in wanted:
@@ -282,7 +282,7 @@ def test_afterwards_the_ledger_holds_what_the_source_holds(case: tuple[World, li
 def test_what_a_run_was_not_asked_for_stays_as_it_is(case: tuple[World, list[Window], Rules]) -> None:
     world, wanted, allowed = case
     untouched = [s for s in world.segments if not any(s.window.overlaps(w) for w in wanted)]
-    until_done(world, wanted, replace(allowed, allow_shrink=frozenset(range(1_000))))
+    until_done(world, wanted, replace(allowed, allow_shrink=dict.fromkeys(range(1_000), 0)))
     assert [s for s in untouched if s not in world.segments] == []
 
 
@@ -293,7 +293,7 @@ def test_one_changed_row_moves_its_segment_and_no_other(
 ) -> None:
     world, _, allowed = case
     everything = [world.whole]
-    allowed = replace(allowed, max_windows=1_000, sealed_before_us=None, allow_shrink=frozenset(range(1_000)))
+    allowed = replace(allowed, max_windows=1_000, sealed_before_us=None, allow_shrink=dict.fromkeys(range(1_000), 0))
     until_done(world, everything, allowed)
     us = data.draw(instants(world.base_us))
     world.rows.append((us, 1))
@@ -311,7 +311,7 @@ def test_one_changed_row_moves_its_segment_and_no_other(
 def test_a_changed_grid_moves_nothing_that_is_equal(data: st.DataObject, grid_us: int) -> None:
     world = data.draw(worlds())
     world.segments = [s for s in world.segments if s.version == "v1"]
-    before = rules(max_window_rows=3, allow_shrink=frozenset(range(1_000)))
+    before = rules(max_window_rows=3, allow_shrink=dict.fromkeys(range(1_000), 0))
     until_done(world, [world.whole], before)
     after = world.plan([world.whole], replace(before, grid_us=grid_us))
     assert after == Plan()
@@ -321,7 +321,7 @@ def test_a_changed_grid_moves_nothing_that_is_equal(data: st.DataObject, grid_us
 @given(st.data(), st.sampled_from([HOUR_US, 2 * HOUR_US, 4 * HOUR_US, 8 * HOUR_US, 12 * HOUR_US, DAY_US]))
 def test_a_changed_grid_still_finds_every_difference(data: st.DataObject, grid_us: int) -> None:
     world = data.draw(worlds())
-    allowed = rules(grid_us=grid_us, allow_shrink=frozenset(range(1_000)))
+    allowed = rules(grid_us=grid_us, allow_shrink=dict.fromkeys(range(1_000), 0))
     wanted = data.draw(wanted_windows(world.base_us, grid_us))
     plan = world.plan(wanted, allowed)
     assert {i for w in plan.windows for i in w.replaces} == differing(world, wanted, "v1")
@@ -420,10 +420,16 @@ def test_every_segment_that_lost_rows_is_named_at_once() -> None:
 
 
 def test_a_loss_is_approved_by_the_segment_s_id_alone() -> None:
-    plan = compare(FULL_DAY, source(9, 9, 10, 10), allow_shrink=frozenset({2}))
+    plan = compare(FULL_DAY, source(9, 9, 10, 10), allow_shrink={2: 9})
     assert [w.replaces for w in plan.windows] == [(2,)]
     assert [s.segment_id for s in plan.shrunk] == [1]
-    assert compare(FULL_DAY, source(9, 10, 10, 10), allow_shrink=frozenset({3})).shrunk[0].segment_id == 1
+    assert compare(FULL_DAY, source(9, 10, 10, 10), allow_shrink={3: 9}).shrunk[0].segment_id == 1
+
+
+def test_an_approval_is_void_where_the_source_lost_more_since() -> None:
+    plan = compare(FULL_DAY, source(9, 8, 10, 10), allow_shrink={1: 9, 2: 9})
+    assert [w.replaces for w in plan.windows] == [(1,)]
+    assert [(s.segment_id, s.source.rows) for s in plan.shrunk] == [(2, 8)]
 
 
 def test_changed_rows_are_no_loss() -> None:

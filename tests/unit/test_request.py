@@ -148,10 +148,10 @@ def test_empty_parameters_are_no_parameters() -> None:
 
 
 def test_named_tables_leave_the_others_alone() -> None:
-    request = ask(tables=["bronze_trades_kraken"], mode="plan", allow_shrink=[17, 4])
+    request = ask(tables=["bronze_trades_kraken"], mode="plan", allow_shrink=["17:20", "4:0"])
     assert request.wants("bronze_trades_kraken")
     assert not request.wants("bronze_trades_binance")
-    assert (request.mode, request.allow_shrink) == ("plan", {17, 4})
+    assert (request.mode, request.allow_shrink) == ("plan", {17: 20, 4: 0})
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -190,13 +190,17 @@ GOOD_START, GOOD_END = "2026-02-10T10:00:00Z", "2026-02-10T11:00:00Z"
         ({"tables": {"bronze_trades_kraken": 1}}, r"must be a list of table names"),
         ({"tables": ["BRONZE_TRADES_KRAKEN"]}, r"names unknown BRONZE_TRADES_KRAKEN"),
         ({"tables": ["x' OR 1=1"]}, r"names unknown x' OR 1=1"),
-        ({"allow_shrink": 17}, r"parameter allow_shrink=17 must be a list of segment ids"),
+        ({"allow_shrink": 17}, r'parameter allow_shrink=17 must be a list of "segment:rows", such as \["17:20"\]'),
         ({"allow_shrink": "17"}, r"allow_shrink='17' must be a list"),
-        ({"allow_shrink": [True]}, r"allow_shrink=\[True\] must be a list of segment ids"),
-        ({"allow_shrink": ["17"]}, r"must be a list of segment ids"),
-        ({"allow_shrink": [1.0]}, r"must be a list of segment ids"),
-        ({"allow_shrink": [0]}, r"must be a list of segment ids"),
-        ({"allow_shrink": [-3]}, r"must be a list of segment ids"),
+        ({"allow_shrink": [True]}, r"allow_shrink=\[True\] must be a list"),
+        ({"allow_shrink": ["17"]}, r"must be a list"),
+        ({"allow_shrink": [17]}, r"must be a list"),
+        ({"allow_shrink": ["17:-1"]}, r"must be a list"),
+        ({"allow_shrink": ["17:20\n"]}, r"must be a list"),
+        ({"allow_shrink": ["17:20", "17:3"]}, r"names a segment twice"),
+        ({"allow_shrink": ["1.0:1"]}, r"must be a list"),
+        ({"allow_shrink": ["0:1"]}, r"must be a list"),
+        ({"allow_shrink": ["-3:1"]}, r"must be a list"),
     ],
 )  # fmt: skip
 def test_a_bad_parameter_is_refused_by_name(params: dict[str, Any], sentence: str) -> None:

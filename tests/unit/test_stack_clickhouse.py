@@ -28,7 +28,7 @@ def test_nothing_listens_beyond_loopback_and_nobody_enters_from_beyond(stack: St
         "127.0.0.1"
     ]
     networks = [each.text for each in ET.fromstring(clickhouse._users(stack)).iter("ip")]
-    assert networks == ["127.0.0.1"] * 3
+    assert networks == ["127.0.0.1"] * 5
 
 
 def test_the_offload_s_user_can_read_only_and_is_never_cut_short(stack: Stack) -> None:
@@ -51,6 +51,22 @@ def test_the_offload_s_user_can_not_take_messages_from_a_queue(stack: Stack) -> 
     for users in (ET.fromstring(clickhouse._users(stack)), production):
         grants = [each.text for each in users.iterfind("users/coldchain/grants/query")]
         assert [each for each in grants if each in queues] == queues
+
+
+def test_the_users_of_the_views_can_write_no_table_and_open_no_other_file(stack: Stack) -> None:
+    users = ET.fromstring(clickhouse._users(stack))
+    assert [each.text for each in users.iterfind("users/analyst/grants/query")] == ["GRANT SELECT ON k2_all.*"]
+    grants = [each.text or "" for each in users.iterfind("users/views/grants/query")]
+    assert {f"REVOKE SELECT ON k2.bronze_trades_{exchange}_queue" for exchange in EXCHANGES} <= set(grants)
+    *others, files = (grant for grant in grants if not grant.startswith(("GRANT SELECT ON ", "REVOKE ")))
+    assert others == ["GRANT CREATE VIEW, DROP VIEW ON k2_all.*", "GRANT CREATE TEMPORARY TABLE ON *.*"]
+    pattern = files.removeprefix("GRANT READ ON FILE('").removesuffix("')")
+    assert re.fullmatch(pattern, f"{stack.warehouse}/cold/t")
+    assert not re.fullmatch(pattern, f"{stack.root}/env")
+
+
+def test_a_warehouse_s_path_is_no_pattern() -> None:
+    assert clickhouse.view_grants(Path("/a+b/c.d"))[-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
 
 
 def test_the_user_without_a_password_may_only_keep_the_server_alive(stack: Stack) -> None:

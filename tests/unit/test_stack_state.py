@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_a_taken_port_is_not_chosen_and_can_be_left(stack: Stack) -> None:
     assert moved.ports["airflow"] != stack.ports["airflow"]
     assert {**moved.ports, "airflow": 0} == {**stack.ports, "airflow": 0}
     assert state.find_state() == moved
+
+
+def test_a_stack_from_before_gets_the_passwords_that_came_later(stack: Stack) -> None:
+    before = {name: secret for name, secret in stack.secrets.items() if name != "clickhouse_views"}
+    state.save(replace(stack, secrets=before))
+    found = state.find_state()
+    assert found is not None
+    assert found.secrets["clickhouse_views"]
+    assert {**found.secrets, "clickhouse_views": ""} == {**before, "clickhouse_views": ""}
+    assert state.find_state() == found, "it is kept"
 
 
 def test_a_folder_below_a_private_one_is_not_reachable(tmp_path: Path) -> None:

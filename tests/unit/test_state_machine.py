@@ -86,18 +86,28 @@ def test_the_protocol_keeps_its_promises_in_every_life() -> None:
         ),
     )
     assert happened["steps"] >= 10_000, happened
-    # The lives were worth living: every kind of thing happened, and the points that matter were met.
-    for needed in NEEDED:
-        assert happened[needed], (needed, happened)
+    # The lives were worth living: every kind of thing happened, and the points that matter were met. Where one was
+    # not (which lives hypothesis makes up depends on this file's text), some more are lived.
+    for seed in range(40, 400):
+        if all(happened[needed] for needed in NEEDED):
+            break
+        happened.update(live(trace(seed, 60)).happened)
+    assert [needed for needed in NEEDED if not happened[needed]] == []
+
+
+def live(steps: list[Step]) -> World:
+    """Live a life to its good end."""
+    with simulated(World()) as world:
+        for step in steps:
+            world.do(step)
+        world.converge()
+    return world
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_lives_made_up_from_a_seed_end_well(seed: int) -> None:
     """The same that are lived again over the real services."""
-    with simulated(World()) as world:
-        for step in trace(seed, 60):
-            world.do(step)
-        world.converge()
+    live(trace(seed, 60))
 
 
 # Lives that once ended badly, as short as they could be made.
@@ -134,10 +144,7 @@ ONCE_BROKEN: dict[str, list[Step]] = {
 
 @pytest.mark.parametrize("steps", ONCE_BROKEN.values(), ids=ONCE_BROKEN)
 def test_a_life_that_once_ended_badly_ends_well(steps: list[Step]) -> None:
-    with simulated(World()) as world:
-        for step in steps:
-            world.do(step)
-        world.converge()
+    live(steps)
 
 
 def no_token() -> Any:
@@ -162,7 +169,7 @@ def no_base_check() -> Iterator[None]:
 
     def move(lake: Lake, target: str, snapshot_id: int, base_snapshot_id: int, token: str) -> Base:
         table = lake.require(target)
-        with iceberg._committing(target):
+        with iceberg._refused(target), iceberg._committing(target):
             table.manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id).commit()
         return base_of(table)
 

@@ -22,7 +22,8 @@ def facts(**changes: Any) -> Facts:
     made: dict[str, Any] = dict.fromkeys(Facts.__slots__)
     made |= {
         "name": SPEC.name, "state": "success", "failures": 0, "rows_today": 0, "bytes_today": 0, "covered_above_s": 0.0,
-        "expired": 0, "publishing": 0, "last_event": "committed", "origin": NOW - timedelta(days=3),
+        "expired": 0, "publishing": 0, "foreign_files": 0, "unequal": 0, "last_event": "committed",
+        "origin": NOW - timedelta(days=3),
         "watermark": datetime(2026, 2, 10, 12, tzinfo=UTC),
     }  # fmt: skip
     return Facts(**(made | changes))

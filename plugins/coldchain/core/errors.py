@@ -89,12 +89,32 @@ class ForeignFiles(Permanent):
     """`main` holds files that no segment owns."""
 
 
+class Incomplete(Permanent):
+    """What could be moved is published; the rest waits for a person."""
+
+
 class ProofFailed(Permanent):
     """What was staged is not what the source holds."""
 
 
+class Damaged(Permanent):
+    """A published file is gone, or holds something else than was proven."""
+
+
 class StageGone(Permanent):
     """There is nothing staged that could be validated or published."""
+
+
+UNEXPECTED = "Unexpected"
+
+
+def kinds() -> tuple[str, ...]:
+    """Name every kind of error, and what stands for any other: the bounded set that failures are counted by."""
+
+    def below(kind: type[ColdchainError]) -> list[str]:
+        return [kind.__name__, *(name for each in kind.__subclasses__() for name in below(each))]
+
+    return (*sorted(set(below(ColdchainError))), UNEXPECTED)
 
 
 EXIT_KINDS: dict[int, type[ColdchainError]] = {

@@ -104,7 +104,7 @@ def relation(table: TableSpec, windows: Sequence[Window]) -> Query:
     return Query(quote_table(table.source) + (" FINAL" if table.read == "final" else ""), {})
 
 
-def _bucket(event_time: str) -> str:
+def bucket_of(event_time: str) -> str:
     """Build the start of an event time's bucket; floor division also before 1970 (intDiv rounds towards zero)."""
     micros = f"toUnixTimestamp64Micro({quote(event_time)})"
     return f"{micros} - positiveModulo({micros}, {{grid:Int64}})"
@@ -117,7 +117,7 @@ def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequenc
     """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source."""
     rows = canonical_rows(table, columns, windows)
     text = (
-        f"SELECT {_bucket(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))}"
+        f"SELECT {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))}"
         f" FROM ({rows.text}) GROUP BY `bucket` ORDER BY `bucket`"
     )
     return Query(text, {**rows.parameters, "grid": grid_us})
@@ -128,7 +128,7 @@ def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, gri
     texts = [each for column in columns for each in invalid_text(column.value, quote(column.name))]
     invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
     text = (
-        f"SELECT _path, {_bucket(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
+        f"SELECT _path, {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
         f" {invalid} AS `invalid` FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
     )
     return Query(text, {"grid": grid_us})

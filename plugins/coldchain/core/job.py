@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coldchain.core.errors import Permanent
-from coldchain.core.fingerprint import Fingerprint
+from coldchain.core.fingerprint import Fingerprint, total
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window
+from coldchain.core.windows import Window, format_us
 
-VERSION = 2
+VERSION = 3
 
 
 def _check_version(data: Mapping[str, Any], what: str) -> None:
@@ -28,7 +28,7 @@ class Work:
 
     windows: tuple[tuple[Window, Fingerprint], ...]
     compared_to_us: int | None  # recorded once all of it is published
-    allow_shrink: frozenset[int] = frozenset()
+    allow_shrink: Mapping[int, int] = field(default_factory=dict)  # by segment: rows that the source must still hold
     version: str = ""  # of the columns that the fingerprints were made with
     complaint: str = ""  # what a person must look at, once the rest is published
 
@@ -48,7 +48,7 @@ class Work:
             "version": VERSION,
             "windows": [[w.start_us, w.end_us, f.rows, str(f.hash)] for w, f in self.windows],
             "compared_to_us": self.compared_to_us,
-            "allow_shrink": sorted(self.allow_shrink),
+            "allow_shrink": sorted(self.allow_shrink.items()),
             "fingerprint_version": self.version,
             "complaint": self.complaint,
         }
@@ -61,7 +61,7 @@ class Work:
         return cls(
             windows=windows,
             compared_to_us=data["compared_to_us"],
-            allow_shrink=frozenset(data["allow_shrink"]),
+            allow_shrink=dict(data["allow_shrink"]),
             version=data["fingerprint_version"],
             complaint=data["complaint"],
         )
@@ -158,6 +158,29 @@ class Stage:
     base_snapshot_id: int
     version: str
     segments: tuple[StagedSegment, ...] = field(default=())
+
+    def to_event(self) -> dict[str, Any]:
+        """Describe what is published to those who follow: JSON-ready, instants as ISO 8601, hashes as text."""
+        whole = total(segment.fingerprint for segment in self.segments)
+        return {
+            "start": format_us(min(segment.window.start_us for segment in self.segments)),
+            "end": format_us(max(segment.window.end_us for segment in self.segments)),
+            "rows": whole.rows,
+            "bytes": sum(segment.bytes for segment in self.segments),
+            "hash": str(whole.hash),
+            "fingerprint_version": self.version,
+            "snapshot_id": str(self.snapshot_id),
+            "windows": [
+                {
+                    "start": format_us(segment.window.start_us),
+                    "end": format_us(segment.window.end_us),
+                    "rows": segment.fingerprint.rows,
+                    "bytes": segment.bytes,
+                    "hash": str(segment.fingerprint.hash),
+                }
+                for segment in self.segments
+            ],
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data; snapshot ids as text, for they exceed 2^53."""

@@ -7,7 +7,7 @@ Wanted minus done, plus what changed: retries, backfills, late rows and lost wat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coldchain.core.fingerprint import EMPTY, Buckets, Fingerprint, total, within
@@ -51,6 +51,11 @@ class Shrunk:
     source: Fingerprint
 
 
+def approvals(shrunk: Iterable[Shrunk]) -> list[str]:
+    """Spell what a person would approve, as the parameter `allow_shrink` takes it: segment and rows of the source."""
+    return [f"{each.segment_id}:{each.source.rows}" for each in shrunk]
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the registry and the run allow. Microseconds throughout."""
@@ -64,7 +69,7 @@ class Rules:
     sealed_before_us: int | None = None  # segments that start before it are never replaced
     forgotten_before_us: int | None = None  # an empty answer that old is `expired`, not `empty`
     promised_from_us: int = MIN_US  # what lies before was never known to hold rows, and can't have been forgotten
-    allow_shrink: frozenset[int] = frozenset()
+    allow_shrink: Mapping[int, int] = field(default_factory=dict)  # by segment: rows that the source must still hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +189,16 @@ def _changed(segments: Sequence[Segment], buckets: Buckets, rules: Rules) -> _Ch
         else:
             differing.append((segment, source))
     balances = {segment.segment_id: _balance(segment, buckets) for segment, _ in differing}
-    judged = [balance for segment_id, balance in balances.items() if segment_id not in rules.allow_shrink]
+    approved = {
+        s.segment_id for s, source in differing if rules.allow_shrink.get(s.segment_id, math.inf) <= source.rows
+    }
+    judged = [balance for segment_id, balance in balances.items() if segment_id not in approved]
     # Rows only moved where exactly as many came as went: more that came late must not pay for some that are lost.
     is_loss = sum(lost for lost, _ in judged) not in (0, sum(gained for _, gained in judged))
     windows, shrunk, held = [], [], []
     for segment, source in differing:
         lost, gained = balances[segment.segment_id]
-        is_approved = segment.segment_id in rules.allow_shrink
+        is_approved = segment.segment_id in approved
         if is_loss and lost and not is_approved:
             shrunk.append(Shrunk(segment.segment_id, segment.window, segment.fingerprint, source))
         elif is_loss and gained and not is_approved:

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from coldchain.core.windows import MAX_US, MIN_US, MINUTE_US, Window, floor_us, 
 
 PARAMETERS = ("tables", "start", "end", "mode", "allow_shrink")
 MODES = ("normal", "plan")
+APPROVAL = r"[1-9][0-9]{0,17}:[0-9]{1,18}"  # segment id, rows that the source must still hold
 QUARTER_US = 15 * MINUTE_US
 MAX_REQUEST_US = 5 * 366 * 86_400_000_000
 
@@ -35,7 +37,7 @@ class Request:
     until_us: int | None
     tables: frozenset[str] | None = None
     mode: str = "normal"
-    allow_shrink: frozenset[int] = frozenset()
+    allow_shrink: Mapping[int, int] = field(default_factory=dict)  # by segment: rows that the source must still hold
     is_idle: bool = False
     is_between_bars: bool = False  # a scheduled run in whose interval no bar of the table's grid ends
 
@@ -139,7 +141,7 @@ def make_request(
         until_us=until_us,
         tables=_parse_tables(params.get("tables"), known_tables),
         mode=mode,
-        allow_shrink=_parse_ids(params.get("allow_shrink")),
+        allow_shrink=_parse_approvals(params.get("allow_shrink")),
         is_idle=is_idle,
         is_between_bars=is_between_bars,
     )
@@ -156,12 +158,18 @@ def _parse_tables(value: Any, known: frozenset[str]) -> frozenset[str] | None:
     return frozenset(value)
 
 
-def _parse_ids(value: Any) -> frozenset[int]:
+def _parse_approvals(value: Any) -> dict[int, int]:
     if value is None:
-        return frozenset()
-    if not isinstance(value, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value):
-        raise BadRequest(f"parameter allow_shrink={value!r} must be a list of segment ids, such as [17]")
-    return frozenset(value)
+        return {}
+    if not isinstance(value, list) or not all(isinstance(each, str) and re.fullmatch(APPROVAL, each) for each in value):
+        raise BadRequest(
+            f'parameter allow_shrink={value!r} must be a list of "segment:rows", such as ["17:20"]: segments that '
+            "may shrink, each with the rows that the source must still hold"
+        )
+    approvals = {int(number): int(rows) for number, rows in (each.split(":") for each in value)}
+    if len(approvals) < len(value):
+        raise BadRequest(f"parameter allow_shrink={value!r} names a segment twice")
+    return approvals
 
 
 def end_us(request: Request, now_us: int, grid_us: int, lateness_us: int) -> int:

@@ -1,4 +1,4 @@
-"""The one place where names and windows become ClickHouse SQL text. Values are bound, never written into it."""
+"""The one place where names and windows become ClickHouse SQL text. Values are bound; a view's alone are written."""
 
 from __future__ import annotations
 
@@ -37,6 +37,21 @@ def quote_table(source: str) -> str:
     if len(parts) != 2:
         raise BadRequest(f"source={source!r} is not a table: write it as database.table")
     return ".".join(quote(part) for part in parts)
+
+
+def literal(text: str) -> str:
+    """Write text as a ClickHouse string, where nothing can be bound."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def inlined(query: Query) -> str:
+    """Write a query's whole numbers into its text, for a view, which can have no parameters."""
+    text = query.text
+    for name, value in query.parameters.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name}={value!r} is no whole number: nothing else is written into a text")
+        text = text.replace(f"{{{name}:Int64}}", f"toInt64({value})")
+    return text
 
 
 def in_windows(column: str, windows: Sequence[Window]) -> Query:

@@ -113,6 +113,16 @@ def next_month_us(us: int) -> int:
     return to_us(datetime(year, month + 1, 1, tzinfo=UTC))
 
 
+def window_of_partition(unit: str, number: int) -> Window | None:
+    """Return the window of Iceberg's time partition, counted from 1970; `unit` is its transform. None: not by time."""
+    if unit == "day":
+        return Window(number * DAY_US, (number + 1) * DAY_US)
+    if unit == "month":
+        start_us = to_us(datetime(1970 + number // 12, number % 12 + 1, 1, tzinfo=UTC))
+        return Window(start_us, next_month_us(start_us))
+    return None
+
+
 NEXT_EDGE = {"day": next_day_us, "month": next_month_us}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
 
-from coldchain.core.errors import SourceShrank
+from coldchain.core.errors import Incomplete
 from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import format_us
@@ -15,6 +15,8 @@ from coldchain.failures import as_airflow_failures, releasing
 
 class WatermarkCommitOperator(BaseOperator):
     """Move `main` to the proven snapshot by compare-and-set and record it; emit the table's Asset event.
+
+    The table's view over hot and cold follows, where there is to be one; the commit stands whatever becomes of it.
 
     Args:
         spec: the table.
@@ -29,7 +31,7 @@ class WatermarkCommitOperator(BaseOperator):
 
     def execute(self, context: Any) -> None:
         """Publish this run's proven stage; succeed where it is published already."""
-        from coldchain import protocol
+        from coldchain import connections, protocol, views
         from coldchain.turns import turn_of, work_of
 
         with as_airflow_failures():
@@ -38,6 +40,7 @@ class WatermarkCommitOperator(BaseOperator):
             if stage is None:
                 self.log.info("%s: everything is published already", self.spec.name)
                 protocol.finish_idle(turn)
+                views.keep(self.spec, turn.ledger, connections.views)
                 self._complain(work)
                 return
         with as_airflow_failures(), releasing(context, turn, stage.token):
@@ -46,15 +49,11 @@ class WatermarkCommitOperator(BaseOperator):
             until = "none" if watermark_us is None else format_us(watermark_us)
             self.log.info("%s: %s rows in %d windows are published, watermark %s", self.spec.name, f"{rows:,}",
                           len(stage.segments), until)  # fmt: skip
-            context["outlet_events"][self.asset].extra = {
-                "start": format_us(stage.segments[0].window.start_us),
-                "end": format_us(stage.segments[-1].window.end_us),
-                "rows": rows,
-                "snapshot_id": str(stage.snapshot_id),
-            }
+            context["outlet_events"][self.asset].extra = stage.to_event()
+            views.keep(self.spec, turn.ledger, connections.views)
             self._complain(work)
 
     def _complain(self, work: Work) -> None:
         """Fail for what a person must look at, now that the rest is published."""
         if work.complaint:
-            raise SourceShrank(work.complaint)
+            raise Incomplete(work.complaint)

@@ -108,7 +108,9 @@ class OffloadOperator(SparkSubmitOperator):
         for turn, _ in planned:
             name = turn.spec.name
             if name in failed and len(self.specs) > 1:  # the table's validate task will say it
-                note_failure(turn.ledger, name, turn.run_key, self.task_id, str(failed[name]))
+                note_failure(
+                    turn.ledger, name, turn.run_key, self.task_id, str(failed[name]), type(failed[name]).__name__
+                )
         for turn, job in ((turn, job) for turn, _ in planned for job in jobs if job.spec.name == turn.spec.name):
             leases.enter_context(releasing(context, turn, job.token))
             turn.ledger.note(job.spec.name, job.token, turn.run_key, "started")

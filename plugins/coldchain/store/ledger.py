@@ -25,6 +25,14 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A live file that Coldchain did not write, and the event times that it may hold rows of."""
+
+    window: Window
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class TableState:
     """What the ledger knows of a table besides its segments; instants in microseconds."""
 
@@ -33,6 +41,19 @@ class TableState:
     watermark_us: int | None
     last_rows_us: int | None  # end of the last segment that holds rows
     base: Base | None
+    foreign: tuple[Foreign, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What readers of Iceberg may rely on: the windows that the base holds, merged, in order of time.
+
+    The base also holds the rows of `foreign` files, wherever they lie: nobody proved them.
+    """
+
+    base: Base | None
+    windows: tuple[Window, ...]
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,7 @@ class Attempt:
 
 
 LEASE_SECONDS = 300
+DAMAGED = "damaged"  # the version of a segment whose files are not what was proven: no columns have it
 
 
 def lease_seconds() -> float:
@@ -111,6 +133,9 @@ class Ledger(Protocol):
 
     def state(self, name: str) -> TableState:
         """Read origin, watermark (derived from the segments) and base."""
+
+    def proven(self, name: str) -> Proven:
+        """Read, as of one moment, the base, what is published in it or known to be empty, and foreign files' paths."""
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
@@ -155,9 +180,15 @@ class Ledger(Protocol):
         """Drop `publishing` rows, for `main` was seen without their snapshot."""
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
-        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store the base.
+        """Make the segments what Iceberg holds: supersede the lost, publish the restored, store base and foreign files.
 
         What is restored may differ from the source for long: the last comparison counts only up to its start.
         """
@@ -167,6 +198,25 @@ class Ledger(Protocol):
 
     def accept_expired(self, name: str, token: str, segment_ids: Collection[int]) -> int | None:
         """Let the watermark pass expired segments, for a person gave them up; return it. Fenced if overtaken."""
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        """Read when each published segment was last compared by content, in microseconds, and the ledger's clock."""
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        """Mark segments as compared just now, or as unequal: due at once, and counted until they are replaced.
+
+        Those of them that are `damaged` get a version that no columns have, so that they are planned again.
+        `compared_to_us` takes the last comparison back to there, so that the next run looks that far. Fenced if
+        overtaken.
+        """
 
     def renew_epoch(self) -> None:
         """Begin a new life of the ledger: every token of the old one is void."""

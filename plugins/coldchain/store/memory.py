@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,8 +15,19 @@ from coldchain.core.fingerprint import EMPTY
 from coldchain.core.job import Stage
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us
-from coldchain.store.ledger import LEASE_SECONDS, Attempt, Base, Comparison, LeaseState, Publishing, TableState
+from coldchain.core.windows import Window, format_us, merge
+from coldchain.store.ledger import (
+    DAMAGED,
+    LEASE_SECONDS,
+    Attempt,
+    Base,
+    Comparison,
+    Foreign,
+    LeaseState,
+    Proven,
+    Publishing,
+    TableState,
+)
 
 DONE = ("published", "empty", "expired")
 
@@ -30,6 +41,7 @@ class _Row:
     base_snapshot_id: int | None = None
     replaces: tuple[int, ...] = ()
     max_sequence: int | None = None
+    verified_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class _Table:
     origin_us: int | None = None
     compared_to_us: int | None = None
     base: Base | None = None
+    foreign: tuple[Foreign, ...] = ()
     rows: dict[int, _Row] = field(default_factory=dict)
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
     watermark: WatermarkRow | None = None
@@ -123,6 +136,7 @@ class MemoryLedger:
                 watermark_us=self._watermark(table),
                 last_rows_us=max(ends, default=None),
                 base=table.base,
+                foreign=table.foreign,
             )
 
     def _watermark(self, table: _Table) -> int | None:
@@ -142,6 +156,12 @@ class MemoryLedger:
     def _done(self, table: _Table) -> list[Segment]:
         found = [row.segment for row in table.rows.values() if row.segment.state in DONE]
         return sorted(found, key=lambda segment: segment.window)
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction(name) as table:
+            done = (segment for segment in self._done(table) if segment.state != "expired")
+            windows = tuple(merge(segment.window for segment in done))
+            return Proven(table.base, windows, tuple(f.path for f in table.foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction(name) as table:
@@ -258,7 +278,13 @@ class MemoryLedger:
                 self._set_state(table, row.segment.segment_id, "superseded")
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
         with self._transaction(name, token) as table:
             for segment_id in lost:
@@ -270,6 +296,7 @@ class MemoryLedger:
                     start_us = table.rows[segment_id].segment.window.start_us
                     table.compared_to_us = min(table.compared_to_us, start_us)
             table.base = base
+            table.foreign = tuple(foreign)
             self._write_watermark(table)
 
     def reset_comparison(self, name: str, token: str) -> None:
@@ -282,6 +309,35 @@ class MemoryLedger:
                 if table.rows[segment_id].segment.state == "expired":
                     self._set_state(table, segment_id, "empty")
             return self._write_watermark(table)
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        with self._transaction(name) as table:
+            found = {
+                segment_id: round(row.verified_s * 1e6)
+                for segment_id, row in table.rows.items()
+                if row.segment.state == "published"
+            }
+            return found, round(self._clock() * 1e6)
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        with self._transaction(name, token) as table:
+            for segment_id in verified:
+                table.rows[segment_id].verified_s = self._clock()
+            for segment_id in unequal:
+                table.rows[segment_id].verified_s = 0
+            for segment_id in damaged:
+                row = table.rows[segment_id]
+                row.segment = replace(row.segment, version=DAMAGED)
+            if table.compared_to_us is not None and compared_to_us is not None:
+                table.compared_to_us = min(table.compared_to_us, compared_to_us)
 
     def renew_epoch(self) -> None:
         self._epoch = str(uuid.uuid4())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,18 @@ from coldchain.core.job import Stage, buckets_from_json, buckets_to_json
 from coldchain.core.plan import Segment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
-from coldchain.store.ledger import Attempt, Base, Comparison, LeaseState, Publishing, TableState, lease_seconds
+from coldchain.store.ledger import (
+    DAMAGED,
+    Attempt,
+    Base,
+    Comparison,
+    Foreign,
+    LeaseState,
+    Proven,
+    Publishing,
+    TableState,
+    lease_seconds,
+)
 
 _SEGMENT = (
     'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
@@ -221,10 +232,10 @@ class PostgresLedger:
             cursor.execute(
                 "SELECT origin, compared_to, iceberg_uuid::text, metadata_location, main_snapshot_id, "
                 '(SELECT max(upper("window")) FROM coldchain.segments s WHERE s.table_id = t.table_id '
-                "AND state = 'published') FROM coldchain.tables t WHERE table_id = %s",
+                "AND state = 'published'), foreign_files FROM coldchain.tables t WHERE table_id = %s",
                 (table_id,),
             )
-            origin, compared_to, uuid, location, head, last_rows = cursor.fetchone()
+            origin, compared_to, uuid, location, head, last_rows, foreign = cursor.fetchone()
             watermark_us = self._watermark(cursor, table_id)
         return TableState(
             origin_us=_us(origin),
@@ -232,11 +243,28 @@ class PostgresLedger:
             watermark_us=watermark_us,
             last_rows_us=_us(last_rows),
             base=None if uuid is None else Base(uuid, location, head),
+            foreign=tuple(Foreign(Window(start, end), path) for start, end, path in foreign),
         )
 
     def _watermark(self, cursor: Any, table_id: int) -> int | None:
         cursor.execute(_WATERMARK, {"table_id": table_id})
         return _us(cursor.fetchone()[0])
+
+    def proven(self, name: str) -> Proven:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT iceberg_uuid::text, metadata_location, main_snapshot_id, foreign_files, lower(w), upper(w) "
+                "FROM coldchain.tables t LEFT JOIN LATERAL unnest(("
+                'SELECT range_agg("window") FROM coldchain.segments s '
+                "WHERE s.table_id = t.table_id AND state IN ('published', 'empty'))) w ON true "
+                "WHERE t.table_id = %s ORDER BY lower(w)",
+                (self._table_id(cursor, name),),
+            )
+            rows = cursor.fetchall()
+        uuid, location, head, foreign, *_ = rows[0]
+        windows = tuple(Window(to_us(start), to_us(end)) for *_, start, end in rows if start is not None)
+        base = None if uuid is None else Base(uuid, location, head)
+        return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction() as cursor:
@@ -398,7 +426,13 @@ class PostgresLedger:
             )
 
     def reconcile(
-        self, name: str, token: str, lost: Collection[int], restored: Collection[int], base: Base | None
+        self,
+        name: str,
+        token: str,
+        lost: Collection[int],
+        restored: Collection[int],
+        base: Base | None,
+        foreign: Sequence[Foreign] = (),
     ) -> None:
         with self._transaction() as cursor:
             table_id = self._hold(cursor, name, token)
@@ -413,6 +447,10 @@ class PostgresLedger:
                 "coldchain.segments s WHERE s.table_id = tables.table_id AND segment_id = ANY(%s))) "
                 "WHERE table_id = %s AND compared_to IS NOT NULL",
                 (list(restored), table_id),
+            )
+            cursor.execute(
+                "UPDATE coldchain.tables SET foreign_files = %s WHERE table_id = %s",
+                (json.dumps([[f.window.start_us, f.window.end_us, f.path] for f in foreign]), table_id),
             )
             self._write_base(cursor, table_id, base)
             self._write_watermark(cursor, name, table_id)
@@ -431,6 +469,48 @@ class PostgresLedger:
                 (table_id, list(segment_ids)),
             )
             return self._write_watermark(cursor, name, table_id)
+
+    def verifications(self, name: str) -> tuple[dict[int, int], int]:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "SELECT segment_id, coalesce(verified_at, created_at) FROM coldchain.segments "
+                "WHERE table_id = %s AND state = 'published'",
+                (table_id,),
+            )
+            rows = cursor.fetchall()
+            cursor.execute("SELECT clock_timestamp()")
+            now = to_us(cursor.fetchone()[0])
+        return {segment_id: to_us(at) for segment_id, at in rows}, now
+
+    def record_audit(
+        self,
+        name: str,
+        token: str,
+        verified: Collection[int],
+        unequal: Collection[int],
+        damaged: Collection[int],
+        compared_to_us: int | None,
+    ) -> None:
+        with self._transaction() as cursor:
+            table_id = self._hold(cursor, name, token)
+            for moment, segment_ids in (("clock_timestamp()", verified), ("to_timestamp(0)", unequal)):
+                cursor.execute(
+                    f"UPDATE coldchain.segments SET verified_at = {moment} WHERE table_id = %s "
+                    "AND state = 'published' AND segment_id = ANY(%s)",
+                    (table_id, list(segment_ids)),
+                )
+            cursor.execute(
+                "UPDATE coldchain.segments SET version = %s, updated_at = clock_timestamp() WHERE table_id = %s "
+                "AND state = 'published' AND segment_id = ANY(%s)",
+                (DAMAGED, table_id, list(damaged)),
+            )
+            if compared_to_us is not None:
+                cursor.execute(
+                    "UPDATE coldchain.tables SET compared_to = least(compared_to, %s) "
+                    "WHERE table_id = %s AND compared_to IS NOT NULL",
+                    (to_datetime(compared_to_us), table_id),
+                )
 
     def renew_epoch(self) -> None:
         with self._transaction() as cursor:

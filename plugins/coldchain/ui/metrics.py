@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as _TEXT, generate_latest
 
+from coldchain.core.errors import kinds
 from coldchain.core.table import TableSpec
 from coldchain.registry import Registry
 from coldchain.ui.queries import LedgerReader
@@ -29,6 +30,7 @@ DELAY_BOUNDS = (300, 600, 900, 1200, 1800, 3600, 7200)
 STAGES = ("read", "validate", "publish")
 CAUSES = ("schedule", "manual", "backfill", "retry", "clear")
 RUN_OUTCOMES = ("committed", "idle", "failed", "fenced")
+KINDS = kinds()
 WINDOW_OUTCOMES = ("published", "noop", "expired")
 
 
@@ -82,6 +84,11 @@ DECLARED = (
     _gauge("windows_gap", "windows that are not done below the newest one that is"),
     _gauge("windows_expired", "windows that the source forgot before they were moved: they hold the watermark"),
     _gauge("windows_publishing", "windows whose commit is under way, or was left undecided by a task that died"),
+    _gauge("segments_unequal", "published segments that the audit found missing, damaged or differing from the source, "
+           "and that no run has replaced since"),
+    _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
+           "compared by content, by the audit or by its proof"),
+    _gauge("foreign_files", "live data files that Coldchain did not write: the windows that they touch are blocked"),
     _gauge("lease_age_seconds", "how long the table's lease has been held under its present token; 0 while it is free"),
     _gauge("check_broken_rows", "rows that broke quality checks in the last proof (checks that only warn)"),
     _counter("windows", "windows by what became of them: published with rows or a correction, noop (no rows), expired",
@@ -94,6 +101,8 @@ DECLARED = (
     _counter("bytes_written", "bytes of published data files"),
     _counter("validation", "proofs: match, or failed (a difference, a broken check, or a service that was away)",
              "result"),
+    _counter("failures", "failures by the kind of their error (coldchain.core.errors): BadRequest is bad input, "
+             "SourceTruncates a server that would cut reads short", "kind"),
     _counter("fence_rejected", "attempts that found themselves overtaken and wrote nothing"),
     Declared("stage_duration_seconds", "histogram", ("table", "stage"),
              "read: start to staged; validate: staged to proven; publish: proven to committed; waiting included"),
@@ -153,6 +162,9 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
         "table_failures_in_a_row": facts.failures if facts else 0,
         "windows_expired": facts.expired if facts else 0,
         "windows_publishing": facts.publishing if facts else 0,
+        "segments_unequal": facts.unequal if facts else 0,
+        "table_verified_timestamp_seconds": _seconds(facts.verified_at) if facts else None,
+        "foreign_files": facts.foreign_files if facts else 0,
         "lease_age_seconds": (facts.lease_age_s or 0) if facts else 0,
     }
 
@@ -187,6 +199,8 @@ def _add_counters(families: dict[str, Any], counts: _Counts) -> None:
         families[name].add_metric([table], counts.of(name))
     families["validation"].add_metric([table, "match"], counts.of("events", "validated"))
     families["validation"].add_metric([table, "failed"], counts.of("validations_failed"))
+    for kind in KINDS:
+        families["failures"].add_metric([table, kind], counts.of("failures", kind))
     families["fence_rejected"].add_metric([table], counts.of("events", "fenced"))
     for stage in STAGES:
         buckets = counts.buckets("stage_seconds", STAGE_BOUNDS, stage)

@@ -51,6 +51,9 @@ class Facts:
     proven_at: datetime | None
     proven_snapshot: str | None
     checks: list[dict[str, Any]] | None
+    foreign_files: int
+    verified_at: datetime | None
+    unequal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,8 @@ _FACTS = """
                ::double precision,
            a.event, a.run_key, a.at,
            f.at, f.run_key, f.detail ->> 'task', f.detail ->> 'error',
-           v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks'
+           v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks',
+           jsonb_array_length(t.foreign_files), seen.at, unequal.segments
     FROM coldchain.tables t
     CROSS JOIN coldchain.epoch e
     LEFT JOIN coldchain.offload_watermarks w USING (table_name)
@@ -150,6 +154,11 @@ _FACTS = """
         AND event = 'failed' ORDER BY attempt_id DESC LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT at, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
         AND event = 'validated' ORDER BY attempt_id DESC LIMIT 1) v ON true
+    LEFT JOIN LATERAL (SELECT coalesce(verified_at, created_at) AS at FROM coldchain.segments s
+        WHERE s.table_id = t.table_id AND state = 'published'
+        ORDER BY coalesce(verified_at, created_at) LIMIT 1) seen ON true
+    LEFT JOIN LATERAL (SELECT count(*) AS segments FROM coldchain.segments s WHERE s.table_id = t.table_id
+        AND state = 'published' AND coalesce(verified_at, created_at) = to_timestamp(0)) unequal ON true
     WHERE t.table_name = ANY(%(names)s)"""
 
 # Segments never overlap, so at most one that starts before a stretch reaches into it.

@@ -1,0 +1,42 @@
+"""For DAGs that follow an offload: read with pyiceberg what an Asset event says was published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan, Or
+
+from coldchain.core.errors import Permanent
+
+
+def read_windows(target: str, event_time: str, extra: Mapping[str, Any], columns: Sequence[str] = ("*",)) -> pa.Table:
+    """Read the rows of an event's windows at its snapshot; a later correction of them comes with an event of its own.
+
+    Args:
+        target: the Iceberg table, `namespace.table`.
+        event_time: its event time.
+        extra: the event's `extra`, as the commit task wrote it.
+        columns: which columns to read.
+
+    Raises:
+        Permanent: the snapshot has expired, or holds another number of rows than the event says.
+    """
+    from coldchain import connections
+    from coldchain.lake import Lake
+
+    table = Lake(connections.settings().catalog_properties).require(target)
+    snapshot_id, windows = int(extra["snapshot_id"]), extra["windows"]
+    if table.metadata.snapshot_by_id(snapshot_id) is None:
+        raise Permanent(f"snapshot {snapshot_id} of {target} has expired: read main instead, by the event's windows")
+    within = [
+        And(GreaterThanOrEqual(event_time, window["start"]), LessThan(event_time, window["end"])) for window in windows
+    ]
+    condition = within[0] if len(within) == 1 else Or(*within)
+    rows = table.scan(row_filter=condition, snapshot_id=snapshot_id, selected_fields=tuple(columns)).to_arrow()
+    if rows.num_rows != extra["rows"]:
+        raise Permanent(
+            f"{target} snapshot {snapshot_id}: the event says {extra['rows']:,} rows, {rows.num_rows:,} read"
+        )
+    return rows

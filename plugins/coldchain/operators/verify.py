@@ -1,0 +1,38 @@
+"""Compare what was published with its source, again, by content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from coldchain.core.table import TableSpec
+from coldchain.failures import as_airflow_failures
+
+
+class VerifyOperator(BaseOperator):
+    """Audit one table: the segments that nobody compared for longest, all of them, or a sample row by row.
+
+    Args:
+        spec: the table.
+    """
+
+    def __init__(self, *, spec: TableSpec, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+
+    def execute(self, context: Any) -> str:
+        """Audit in the mode that the run's parameters ask for; return the sentence that says what was found."""
+        from coldchain import connections
+        from coldchain.audit import audit
+        from coldchain.clickhouse import HttpClickHouse
+        from coldchain.turns import turn_of
+
+        params = context["params"]
+        if params["tables"] and self.spec.name not in params["tables"]:
+            raise AirflowSkipException(f"parameter tables={params['tables']} leaves {self.spec.name} out")
+        with as_airflow_failures():
+            settings = connections.settings()
+            client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+            return audit(turn_of(self.spec, context), client, params["mode"]).sentence(self.spec.name)

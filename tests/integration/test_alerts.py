@@ -1,0 +1,225 @@
+"""Real faults, seen by a real Prometheus: the alert fires, the runbook's commands run, the fault goes, the alert too.
+
+Ledger, source, Iceberg and endpoint are real; what `make run` does is done here by the table's four steps, for there is
+no Airflow in this tier (`tests/e2e/test_runbooks.py` has one). Dashboards are asked of the same Prometheus.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+import yaml
+from airflow.api_fastapi.app import create_auth_manager
+from fastapi import FastAPI
+
+from coldchain import proof, protocol
+from coldchain.core.errors import ColdchainError
+from coldchain.core.request import Request
+from coldchain.core.windows import MINUTE_US, to_us
+from coldchain.failures import note_failure
+from coldchain.registry import load_registry
+from coldchain.ui import app as page
+from monitoring.grafana import dashboards
+from tests.lab import Lab, yesterday
+from tests.prometheus import Prometheus, free_port, scraping
+from tests.watch import Shell, blocks_of, needs_prometheus
+
+pytestmark = [needs_prometheus, pytest.mark.timeout(600)]
+TOKEN = "a-token-of-the-test"
+DAY = timedelta(days=1)
+
+
+class Tables:
+    """Tables of the test's own, in a registry of their own that can be changed like a file by a person."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.path = folder / "tables.yaml"
+        self.defaults = yaml.safe_load((Path(__file__).parents[2] / "include" / "tables.yaml").read_text())["defaults"]
+        self.labs = {role: Lab(environment, folder / role) for role in ("late", "lost", "odd")}
+        self.entries: dict[str, dict[str, Any]] = {
+            role: {
+                "layer": "bronze", "source": lab.spec.source, "target": lab.spec.target, "event_time": "ts",
+                "sequence": "seq", "key": ["symbol", "ts", "seq"], "partitioning": "day(ts)",
+                "sort_order": ["symbol", "ts", "seq"],
+            }
+            for role, lab in self.labs.items()
+        }  # fmt: skip
+        self.entries["odd"]["checks"] = {"range": {"seq": {"max": 1000}}}
+        self.write()
+
+    def write(self, *more: dict[str, Any]) -> None:
+        """Write the registry, and let every lab work by its entry."""
+        self.path.write_text(json.dumps({"defaults": self.defaults, "tables": [*self.entries.values(), *more]}))
+        registry = load_registry(self.path)
+        assert bool(registry.problems) == bool(more), registry.problems
+        for lab in self.labs.values():
+            lab.spec = registry.table(lab.name)
+
+    def name(self, role: str) -> str:
+        """Return a table's name."""
+        return self.labs[role].name
+
+    def close(self) -> None:
+        """Remove the tables' sources."""
+        for lab in self.labs.values():
+            lab.ledger.close()
+            lab.execute(f"DROP TABLE k2.{lab.name} SYNC")
+
+
+@pytest.fixture(scope="module")
+def tables(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
+    """Three tables in three kinds of trouble."""
+    made = Tables(environment, tmp_path_factory.mktemp("tables"))
+    be_late(made)
+    lose_windows(made)
+    yield made
+    made.close()
+
+
+def be_late(tables: Tables) -> None:
+    """Publish the first hour of a day that the source will soon forget; newer rows are there."""
+    lab, day, now = tables.labs["late"], yesterday() - DAY, datetime.now(UTC)
+    tables.entries["late"]["retention"] = f"{(now - day) // timedelta(hours=1) + 3}h"
+    tables.write()
+    lab.insert([(day + timedelta(minutes=30), 1), (now - timedelta(hours=3), 2)])
+    lab.run(Request(lab.window(day, day + timedelta(hours=1)), None))
+
+
+def lose_windows(tables: Tables) -> None:
+    """Let the source's retention shrink below what has been moved: windows of two days are never seen again."""
+    lab, start = tables.labs["lost"], yesterday()
+    old = start - 2 * DAY
+    lab.insert_many(old, 10, int(MINUTE_US))
+    lab.run(Request(lab.window(old, old + timedelta(hours=1)), None))
+    lab.insert_many(start, 10, int(MINUTE_US), first=100)
+    tables.entries["lost"]["retention"] = "36h"
+    tables.write()
+    lab.run()
+    assert [s for s in lab.ledger.segments(lab.name) if s.state == "expired"]
+
+
+def fail_proof(lab: Lab, run_key: str) -> None:
+    """Run a table whose rows break a check, as its tasks do: the proof fails for good."""
+    if run_key.endswith("1"):
+        lab.insert([(yesterday(), 1), (yesterday(), 1001)])
+    reading = lab.read(run_key=run_key)
+    assert reading.work is not None
+    lab.offload(reading, run_key)
+    turn = lab.turn(run_key)
+    stage = protocol.latest_stage(turn, reading.work, "staged")
+    assert stage is not None
+    with pytest.raises(ColdchainError, match="is broken") as caught:
+        proof.prove(turn, stage, lab.client)
+    note_failure(lab.ledger, lab.name, run_key, f"bronze.{lab.name}.validate", str(caught.value))
+    lab.ledger.release(lab.name, stage.token)
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    environment: dict[str, str], tables: Tables, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Serve the real app below /coldchain, and scrape it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_COLDCHAIN_POSTGRES", environment["AIRFLOW_CONN_COLDCHAIN_POSTGRES"])
+        patch.setenv("COLDCHAIN_REGISTRY", str(tables.path))
+        patch.setenv("COLDCHAIN_METRICS_TOKEN", TOKEN)
+        create_auth_manager()
+        whole = FastAPI()
+        whole.mount("/coldchain", page.create_app())
+        port = free_port()
+        server = uvicorn.Server(uvicorn.Config(whole, host="127.0.0.1", port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            endpoint = f"http://127.0.0.1:{port}/coldchain/metrics"
+            with scraping(endpoint, TOKEN, tmp_path_factory.mktemp("prometheus")) as opened:
+                yield opened
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def test_five_faults_fire_their_runbooks_run_and_they_clear(
+    prometheus: Prometheus, tables: Tables, state: Path
+) -> None:
+    tables.write({"layer": "bronze", "source": "k2.x", "target": "cold.x", "event_time": "ts", "grid": "7m"})
+    lasting = {
+        ("ColdchainFreshnessBurnFast", tables.name("late")),
+        ("ColdchainTtlHeadroomLow", tables.name("late")),
+        ("ColdchainWindowsExpired", tables.name("lost")),
+        ("ColdchainRegistryBroken", ""),
+    }
+    prometheus.wait(for_all=lasting)
+    failing = ("ColdchainProofFailing", tables.name("odd"))
+    for run in ("1", "2"):
+        fail_proof(tables.labs["odd"], f"coldchain_offload/manual__{run}")
+    prometheus.wait(for_all={failing})
+    faults = {*lasting, failing}
+    said = {}
+    for name, table in sorted(faults):
+        blocks = [block for block in blocks_of(name) if not block.startswith("make run") and "APPLY" not in block]
+        said[name] = Shell(state, table or tables.name("late"), tables.path).check(*blocks)
+    assert "table x: 'key' is a required property" in said["ColdchainRegistryBroken"]
+    assert "would be given up as lost" in said["ColdchainWindowsExpired"]
+    assert "is broken" in said["ColdchainProofFailing"]
+
+    tables.write()  # the entry is taken out
+    late, odd = tables.labs["late"], tables.labs["odd"]
+    late.run(run_key="test/caught up")
+    odd.execute(f"ALTER TABLE k2.{odd.name} DELETE WHERE seq > 1000 SETTINGS mutations_sync = 2")
+    odd.run(run_key="coldchain_offload/manual__3")
+    prometheus.wait(for_none=faults - {("ColdchainWindowsExpired", tables.name("lost"))})
+    late.check_equal(2)
+    odd.check_equal(1)
+
+    Shell(state, tables.name("lost"), tables.path).check(*blocks_of("ColdchainWindowsExpired"))
+    prometheus.wait(for_none={("ColdchainWindowsExpired", tables.name("lost"))})
+
+
+def test_lost_windows_are_moved_once_the_source_has_them_again(environment: dict[str, str], tmp_path: Path) -> None:
+    """What ColdchainWindowsExpired's runbook says of a backup."""
+    tables = Tables(environment, tmp_path)
+    try:
+        lose_windows(tables)
+        lab = tables.labs["lost"]
+        (first, *_) = [s for s in lab.ledger.segments(lab.name) if s.state == "expired"]
+        tables.entries["lost"]["retention"] = "30d"
+        tables.write()
+        lab.insert([(datetime.fromtimestamp(first.window.start_us / 1e6, UTC) + timedelta(minutes=1), 900)])
+        lab.run(run_key="test/restored")
+        lab.check_equal(21)
+    finally:
+        tables.close()
+
+
+def test_every_query_of_the_dashboards_returns_data(prometheus: Prometheus, tables: Tables) -> None:
+    lab = tables.labs["late"]
+    now = datetime.now(UTC)
+    lab.insert([(now - timedelta(hours=1), int(to_us(now) % 1_000_000) + 10)])  # something to count while it is scraped
+    lab.run(run_key="test/for the dashboards")
+    queries = {
+        target["expr"]: f"{made['title']}: {each['title']}"
+        for made in map(json.loads, dashboards.files().values())
+        for each in made["panels"]
+        for target in each["targets"]
+    }
+    assert len(queries) > 40
+    ours = "|".join(each.name for each in tables.labs.values())
+    deadline = time.monotonic() + 60
+    empty = dict(queries)
+    while empty and time.monotonic() < deadline:
+        time.sleep(1)
+        for query in list(empty):
+            asked = query.replace("$__rate_interval", "30s").replace("$table", ours)
+            assert "$" not in asked, query
+            if prometheus.query(asked):
+                del empty[query]
+    assert empty == {}

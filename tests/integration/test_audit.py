@@ -1,0 +1,131 @@
+"""The audit: files that are gone or spoiled, a source that changed behind the horizon; what can be is repaired."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from coldchain.audit import audit
+from coldchain.core.errors import Damaged
+from coldchain.core.request import Request
+from coldchain.core.windows import to_us
+from coldchain.lake import owner_of
+from tests.lab import Lab, yesterday
+
+START = yesterday()
+HOUR = timedelta(hours=1)
+
+
+def fill(lab: Lab, hours: int = 3) -> None:
+    """Publish some hours, a segment each."""
+    for hour in range(hours):
+        lab.insert_many(START + hour * HOUR, 10, 60_000_000, first=100 * hour + 1)
+        lab.run(Request(lab.window(START + hour * HOUR, START + (hour + 1) * HOUR), None), run_key=f"test/{hour}")
+
+
+def look(lab: Lab, mode: str = "all") -> str:
+    return audit(lab.turn("audit/1"), lab.client, mode, random.Random(7)).sentence(lab.name)
+
+
+def file_of(lab: Lab, hour: int) -> Path:
+    (segment,) = lab.ledger.segments(lab.name, lab.window(START + hour * HOUR, START + (hour + 1) * HOUR))
+    (path,) = segment.paths
+    assert owner_of(path)
+    return Path(path)
+
+
+def test_what_is_equal_is_not_due_again_for_a_day(lab: Lab) -> None:
+    fill(lab)
+    assert look(lab, "due").endswith("0 segments with 0 rows compared by content: all equal"), "published just now"
+    with lab.ledger._transaction() as cursor:
+        cursor.execute(
+            "UPDATE coldchain.segments SET created_at = created_at - interval '21 hours' WHERE table_id = "
+            "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)", (lab.name,),
+        )  # fmt: skip
+    assert "3 segments with 30 rows compared by content: all equal" in look(lab, "due")
+    assert "0 segments" in look(lab, "due")
+    events = [attempt for attempt in lab.ledger.attempts(lab.name, "audit/1") if attempt.event == "audited"]
+    assert [event.detail["segments"] for event in events] == [3]
+    assert lab.ledger.lease(lab.name).holder is None
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["a file is gone", "a file is spoiled"])
+def test_a_damaged_file_is_named_and_written_anew(lab: Lab, is_gone: bool) -> None:
+    fill(lab)
+    path = file_of(lab, 1)
+    if is_gone:
+        path.unlink()
+    else:
+        spoil(path)
+    words = f"window=.*{'is gone' if is_gone else 'its files hold 10 rows'}.*: the next run writes it anew"
+    with pytest.raises(Damaged, match=words):
+        look(lab)
+    with pytest.raises(Damaged, match=words):
+        look(lab, "due")  # what is unequal is due at once
+    assert lab.run(run_key="test/repair").work is not None
+    lab.check_equal(30)
+    assert "3 segments with 30 rows compared by content: all equal" in look(lab)
+
+
+def spoil(path: Path) -> None:
+    """Change one value of a file in place, and nothing that its manifest says."""
+    file = pq.ParquetFile(path)
+    table = file.read()
+    rows = table.to_pylist()
+    rows[3]["small"] += 1
+    size = path.stat().st_size
+    options = {"compression": "zstd", "compression_level": 3}
+    pq.write_table(table.from_pylist(rows, schema=table.schema), path, **options)
+    assert path.stat().st_size != size or path.read_bytes()
+
+
+def test_a_file_that_can_t_be_read_does_not_hide_the_others(lab: Lab) -> None:
+    fill(lab)
+    file_of(lab, 0).write_bytes(b"PAR1 not at all PAR1")
+    with pytest.raises(Damaged, match=r"segment=\d+: its files hold 0 rows"):
+        look(lab)
+    (event,) = [attempt for attempt in lab.ledger.attempts(lab.name, "audit/1") if attempt.event == "audited"]
+    assert (event.detail["damaged"], event.detail["missing"], event.detail["differing"]) == (1, 0, 0)
+    lab.run(run_key="test/repair")
+    lab.check_equal(30)
+
+
+def test_a_source_that_changed_behind_the_horizon_is_named_by_key_and_repaired(lab: Lab) -> None:
+    lab.spec = lab.spec.__class__.from_json({**lab.spec.to_json(), "late_horizon_us": 0})
+    fill(lab)
+    lab.run(run_key="test/whole")  # compared up to now: what comes for yesterday is beyond the horizon
+    lab.insert([(START + HOUR + timedelta(seconds=30), 777)])
+    lab.insert([(START + HOUR, 101)], price="9")
+    assert lab.run(run_key="test/blind").work is None
+    found = audit(lab.turn("audit/1"), lab.client, "all")
+    (finding,) = found.findings
+    assert finding.kind == "differing"
+    assert f"first different bucket {(START + HOUR).isoformat().replace('+00:00', 'Z')}" in finding.said
+    assert "1 rows with other values: symbol=XRPETH ts=" in finding.said
+    assert "seq=101" in finding.said
+    assert "1 rows only in the source: symbol=XRPETH" in finding.said
+    assert "seq=777" in finding.said
+    lab.run(run_key="test/repair")
+    lab.check_equal(31)
+
+
+def test_a_sample_is_compared_row_by_row(lab: Lab) -> None:
+    fill(lab, 2)
+    assert "2 segments with 20 rows compared by content: all equal" in look(lab, "deep")
+
+
+def test_a_damaged_file_whose_rows_the_source_forgot_is_for_a_person(lab: Lab) -> None:
+    fill(lab, 1)
+    path = file_of(lab, 0)
+    spoil(path)
+    sealed = lab.spec.to_json() | {"retention_us": 3_600_000_000, "seal_margin_us": 0}
+    lab.spec = lab.spec.__class__.from_json(sealed)
+    assert to_us(START) < to_us(START + HOUR)
+    with pytest.raises(Damaged, match="restore the file from backup"):
+        look(lab)
+    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
+    assert segment.version != "damaged", "nothing could be staged in its place"
