@@ -132,6 +132,8 @@ def airflow_settings(stack: Stack) -> dict[str, str]:
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
         # Three failed heartbeats (the default) turn a restart of the API server into failed tasks.
         "WORKERS__MAX_FAILED_HEARTBEATS": 20,
+        # The tasks of a scheduler that was killed are taken over within a minute, not within five.
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 20,
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {f"AIRFLOW__{name}": str(value) for name, value in options.items()}

@@ -85,7 +85,7 @@ def _work(folder: Path) -> Work:
 
 
 def main(verb: str, folder: Path) -> int:
-    """Run one step; an error is one sentence on stderr and its exit code. One that no retry mends gives the lease back."""
+    """Run one step; an error is a sentence on stderr and an exit code. One that no retry mends gives the lease back."""
     settings = Settings.from_environment()
     turn = turn_in(folder, settings)
     steps: dict[str, Callable[[], str | int | dict[str, object]]] = {

@@ -112,7 +112,7 @@ def test_a_process_frozen_past_its_lease_publishes_nothing(lab: Lab, point: str)
 
 @pytest.mark.fault("F23", recovery="next run")
 def test_a_committer_that_wakes_before_its_successor_publishes_is_the_winner(lab: Lab) -> None:
-    """It moves `main` to what was proven on that very base; the successor is superseded, and the next run reconciles."""
+    """It moves `main` to what was proven on that base; the successor is superseded, and the next run reconciles."""
     prepare(lab)
     with watching(lab):
         steps_before(lab, "commit")
@@ -201,10 +201,15 @@ def test_whoever_freezes_in_a_transaction_of_the_ledger_is_cut_off(lab: Lab, mon
     token = frozen.acquire(lab.name, "test/frozen")
     monkeypatch.delenv("COLDCHAIN_LEASE_SECONDS")
     with watching(lab):
-        with pytest.raises(Unavailable), frozen._transaction() as cursor:
-            frozen._hold(cursor, lab.name, token)  # and does not go on
-            await_true(lambda: lab.step("read", run_key="test/next").returncode == 0, "the frozen one to be cut off")
-            cursor.execute("SELECT 1")
+
+        def freeze() -> None:
+            with frozen._transaction() as cursor:
+                frozen._hold(cursor, lab.name, token)  # and does not go on
+                await_true(lambda: lab.step("read", run_key="test/next").returncode == 0, "the other to be cut off")
+                cursor.execute("SELECT 1")
+
+        with pytest.raises(Unavailable):
+            freeze()
         lab.steps(run_key="test/next")
         with pytest.raises(Fenced, match="was overtaken"):
             frozen.renew(lab.name, token)

@@ -136,7 +136,7 @@ def test_disk_full_while_main_is_moved(published: Lab) -> None:
     """The new metadata can't be written: `main` stays, and the retry of the commit publishes."""
     reading = published.read(run_key="test/full")
     published.offload(reading, run_key="test/full")
-    with full_at(".metadata.json"), pytest.raises(Unavailable, match="No space left on device.*main has not moved"):
+    with full_at(".metadata.json"), pytest.raises(Unavailable, match=r"No space left on device.*main has not moved"):
         published.finish(reading, run_key="test/full")
     assert published.compare().target_rows == 10
     published.finish(reading, run_key="test/full")
@@ -154,7 +154,7 @@ def full_at(kind: str) -> Iterator[None]:
         stream = create(self, overwrite)
         if kind in self.location.rpartition("/")[2]:
             stream.close()
-            stream = open("/dev/full", "wb", buffering=0)
+            stream = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
             opened.append(stream)
         return stream
 

@@ -1,4 +1,4 @@
-"""No row of the fault table without a test, no failpoint without a kill, no line of the page that no test stands behind."""
+"""No row of the fault table without a test, no failpoint without a kill, no line of the page without its test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_failpoint_is_off_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) ->
         failpoint.hit(name)
     monkeypatch.setenv(failpoint.VARIABLE, "publish.before_move=raise")
     failpoint.hit("publish.after_move")
-    with pytest.raises(Transient, match="failpoint publish.before_move was hit"):
+    with pytest.raises(Transient, match=r"failpoint publish\.before_move was hit"):
         failpoint.hit("publish.before_move")
 
 
