@@ -128,10 +128,6 @@ def _users(stack: Stack) -> str:
     # The loader is the market's side, which is not Coldchain: it makes the schema and writes the trades.
     secret = _hashed(stack.secrets["clickhouse_loader"])
     users.append(user("loader", "default", None, secret=secret, networks=_HERE))
-    secret = _hashed(stack.secrets["clickhouse_views"])
-    users.append(user("views", "default", view_grants(stack.warehouse), secret=secret, networks=_HERE))
-    secret = _hashed(stack.secrets["clickhouse_analyst"])
-    users.append(user("analyst", "default", (f"GRANT SELECT ON {VIEWS}.*",), secret=secret, networks=_HERE))
     for name, role in ROLES.items():
         secret = _hashed(stack.secrets[f"clickhouse_{name}"])
         users.append(user(name, role, access.grants[role], secret=secret, networks=_HERE))
