@@ -72,28 +72,49 @@ _NO_LINE_BREAK = r"(?!\n)"
 Path_ = tuple[str | int, ...]
 
 
+# 500 tables take a quarter of a megabyte, nested 7 deep. The C loader's recursion has no bound of its own: half a million
+# brackets end the whole process, not the call (PyYAML 6.0.3).
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 20
+_USERINFO = re.compile(r"://[^\s'\"]*@")
+
+
 class _LineLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
     """Loads plain YAML only, refuses duplicate keys, and remembers the line of every node by its path."""
 
 
 def _read(text: str) -> tuple[Any, dict[Path_, int]]:
     """Load YAML with the 1-based line of every path."""
+    _refuse_bombs(text)
     loader = _LineLoader(text)
     try:
         root = loader.get_single_node()
         lines: dict[Path_, int] = {}
         if root is None:
             return {}, lines
-        _walk(root, (), lines, set())
+        _walk(root, (), lines)
         return loader.construct_document(root), lines
     finally:
         loader.dispose()
 
 
-def _walk(node: Any, path: Path_, lines: dict[Path_, int], visited: set[int]) -> None:
-    if id(node) in visited:
-        raise yaml.MarkedYAMLError(problem="anchors are not allowed: write the value out", problem_mark=node.start_mark)
-    visited.add(id(node))
+def _refuse_bombs(text: str) -> None:
+    """Refuse what a few bytes make huge: aliases, and brackets in brackets. Looks at one event at a time."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LineLoader):
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = "anchors are not allowed: write the value out"
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            problem = f"nested more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else ""
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def _walk(node: Any, path: Path_, lines: dict[Path_, int]) -> None:
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -103,10 +124,10 @@ def _walk(node: Any, path: Path_, lines: dict[Path_, int], visited: set[int]) ->
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
-            _walk(value, (*path, key.value), lines, visited)
+            _walk(value, (*path, key.value), lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _walk(value, (*path, index), lines, visited)
+            _walk(value, (*path, index), lines)
 
 
 @cache
@@ -118,12 +139,11 @@ def _validator() -> Draft202012Validator:
 def load_registry(path: Path = DEFAULT_PATH) -> Registry:
     """Read the registry; a file that can't be read at all becomes one BadTable named `registry`."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data, lines = _read(text)
+        data, lines = _read(_text_of(path))
     except (OSError, UnicodeDecodeError) as error:
         return _unreadable(path, str(error))
-    except (ValueError, RecursionError) as error:  # a date or number that is none, brackets without end
-        return _unreadable(path, f"{path.name}: {str(error)[:200]}")
+    except ValueError as error:  # a date or number that is none
+        return _unreadable(path, f"{path.name}: {_shown(str(error), 200)}")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -131,6 +151,20 @@ def load_registry(path: Path = DEFAULT_PATH) -> Registry:
     if not isinstance(data, Mapping) or not isinstance(data.get("tables"), list):
         return _unreadable(path, f"{path.name} line 1: must hold a list named tables")
     return _build(path, data, lines)
+
+
+def _text_of(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it holds more than {MAX_BYTES >> 20} MiB, which no registry needs")
+    return data.decode("utf-8-sig")
+
+
+def _shown(text: str, limit: int) -> str:
+    """Cut what is quoted in a sentence; whoever put a password into an address must not read it again in a log."""
+    text = _USERINFO.sub("://***@", text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def configured_registry() -> Registry:
@@ -219,7 +253,8 @@ class _Say:
 
     def __call__(self, field: str, value: Any, allowed: str) -> str:
         line = self.lines.get(("tables", self.index, field)) or self.lines.get(("tables", self.index), 0)
-        return f"{self.path.name} line {line}: table {self.name}: {field}={value!r} is not allowed: {allowed}"
+        shown = _shown(repr(value), 80)
+        return f"{self.path.name} line {line}: table {self.name}: {field}={shown} is not allowed: {allowed}"
 
 
 def _sentence(path: Path, error: ValidationError, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> str:
@@ -232,8 +267,7 @@ def _sentence(path: Path, error: ValidationError, data: Mapping[str, Any], lines
 
 
 def _allowed(error: ValidationError) -> str:
-    value = repr(error.instance)
-    value = value if len(value) <= 80 else value[:77] + "..."
+    value = _shown(repr(error.instance), 80)
     if error.validator == "pattern":
         hint = f" ({error.schema['description']})" if "description" in error.schema else ""
         return f"{value} is not allowed: it must match {error.validator_value.removesuffix(_NO_LINE_BREAK)}{hint}"
@@ -244,8 +278,8 @@ def _allowed(error: ValidationError) -> str:
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         allowed = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(error.instance) - set(allowed), key=str)
-        return f"unknown field {', '.join(map(str, unknown))[:200]}: allowed are {', '.join(allowed)}"
-    return str(error.message)[:300]
+        return f"unknown field {_shown(', '.join(map(str, unknown)), 200)}: allowed are {', '.join(allowed)}"
+    return _shown(str(error.message), 300)
 
 
 def _check(

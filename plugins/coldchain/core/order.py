@@ -20,8 +20,12 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
-            raise BadRequest(f"parameter action={self.action!r} is not allowed: write one of {', '.join(ACTIONS)}")
+            raise BadRequest(
+                f"parameter action={self.action!r} is not allowed: write one of {', '.join(ACTIONS)}", "action"
+            )
         if len(self.reason.strip()) < 5:
-            raise BadRequest("parameter reason is missing: say in a few words why, it is kept in the ledger")
+            raise BadRequest("parameter reason is missing: say in a few words why, it is kept in the ledger", "reason")
         if (self.action == "accept") != bool(self.segments):
-            raise BadRequest("parameter segments holds the ids of expired segments for action=accept, and only for it")
+            raise BadRequest(
+                "parameter segments holds the ids of expired segments for action=accept, and only for it", "segments"
+            )

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ MODES = ("normal", "plan")
 APPROVAL = r"[1-9][0-9]{0,17}:[0-9]{1,18}"  # segment id, rows that the source must still hold
 QUARTER_US = 15 * MINUTE_US
 MAX_REQUEST_US = 5 * 366 * 86_400_000_000
+LONGEST_QUOTE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,25 @@ class Request:
         return self.tables is None or table in self.tables
 
 
+_QUOTING = reprlib.Repr()
+_QUOTING.maxstring = _QUOTING.maxother = LONGEST_QUOTE
+
+
+def shown(value: Any) -> str:
+    """Quote what was given, but neither at length nor in depth: a sentence goes into logs, ledger and messages."""
+    return _QUOTING.repr(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return shown(", ".join(sorted(names)))[1:-1]
+
+
+def refuse_unknown(params: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Refuse parameters that nobody reads: Airflow takes any, and a word that is misspelt would widen what is done."""
+    if unknown := set(params) - set(allowed):
+        raise BadRequest(f"unknown parameter {_listed(unknown)}: allowed are {', '.join(allowed)}", "unknown")
+
+
 def parse_instant(name: str, value: Any) -> int | None:
     """Read a parameter as an ISO 8601 instant with a zone, in microseconds; BadRequest says what is wrong with it."""
     if value is None or value == "":
@@ -59,10 +80,14 @@ def parse_instant(name: str, value: Any) -> int | None:
         instant_us = to_us(datetime.fromisoformat(value))
     except (TypeError, ValueError) as error:
         raise BadRequest(
-            f"parameter {name}={value!r} is not a time with a zone, such as 2026-02-10T00:00:00Z: {error}"
+            f"parameter {name}={shown(value)} is not a time with a zone, such as 2026-02-10T00:00:00Z: "
+            f"{str(error)[:LONGEST_QUOTE]}",
+            name,
         ) from None
     if not MIN_US <= instant_us <= MAX_US:
-        raise BadRequest(f"parameter {name}={value!r} must lie between {format_us(MIN_US)} and {format_us(MAX_US)}")
+        raise BadRequest(
+            f"parameter {name}={shown(value)} must lie between {format_us(MIN_US)} and {format_us(MAX_US)}", name
+        )
     return instant_us
 
 
@@ -70,16 +95,20 @@ def _parse_window(start: int | None, end: int | None, grid_us: int) -> Window | 
     if start is None and end is None:
         return None
     if start is None or end is None:
-        raise BadRequest("parameters start and end go together: give both, or neither")
+        raise BadRequest(
+            "parameters start and end go together: give both, or neither", "start" if start is None else "end"
+        )
     if end <= start:
-        raise BadRequest(f"parameter end={format_us(end)} must come after start={format_us(start)}")
+        raise BadRequest(f"parameter end={format_us(end)} must come after start={format_us(start)}", "end")
     if end - start > MAX_REQUEST_US:
-        raise BadRequest(f"[{format_us(start)}, {format_us(end)}) is longer than 5 years: ask for it in parts")
+        raise BadRequest(f"[{format_us(start)}, {format_us(end)}) is longer than 5 years: ask for it in parts", "start")
     step_us = min(grid_us, QUARTER_US)  # one request serves tables of every grid
     for name, value in (("start", start), ("end", end)):
         if value % step_us:
             minutes = step_us // 60_000_000
-            raise BadRequest(f"parameter {name}={format_us(value)} is not on the table's grid of {minutes} minutes")
+            raise BadRequest(
+                f"parameter {name}={format_us(value)} is not on the table's grid of {minutes} minutes", name
+            )
     return Window(start, end)
 
 
@@ -114,12 +143,10 @@ def make_request(
     Raises:
         BadRequest: naming the parameter, its value and what is allowed.
     """
-    unknown = sorted(set(params) - set(PARAMETERS))
-    if unknown:
-        raise BadRequest(f"unknown parameter {', '.join(unknown)}: allowed are {', '.join(PARAMETERS)}")
+    refuse_unknown(params, PARAMETERS)
     mode = "normal" if params.get("mode") in (None, "") else params["mode"]
     if mode not in MODES:
-        raise BadRequest(f"parameter mode={mode!r} is not allowed: write one of {', '.join(MODES)}")
+        raise BadRequest(f"parameter mode={shown(mode)} is not allowed: write one of {', '.join(MODES)}", "mode")
     window = _parse_window(
         parse_instant("start", params.get("start")), parse_instant("end", params.get("end")), grid_us
     )
@@ -151,10 +178,13 @@ def _parse_tables(value: Any, known: frozenset[str]) -> frozenset[str] | None:
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise BadRequest(f"parameter tables={value!r} must be a list of table names, such as {sorted(known)[:1]}")
-    unknown = sorted(set(value) - known)
-    if unknown:
-        raise BadRequest(f"parameter tables names unknown {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+        raise BadRequest(
+            f"parameter tables={shown(value)} must be a list of table names, such as {sorted(known)[:1]}", "tables"
+        )
+    if unknown := set(value) - known:
+        raise BadRequest(
+            f"parameter tables names unknown {_listed(unknown)}: known are {', '.join(sorted(known))}", "tables"
+        )
     return frozenset(value)
 
 
@@ -163,12 +193,13 @@ def _parse_approvals(value: Any) -> dict[int, int]:
         return {}
     if not isinstance(value, list) or not all(isinstance(each, str) and re.fullmatch(APPROVAL, each) for each in value):
         raise BadRequest(
-            f'parameter allow_shrink={value!r} must be a list of "segment:rows", such as ["17:20"]: segments that '
-            "may shrink, each with the rows that the source must still hold"
+            f'parameter allow_shrink={shown(value)} must be a list of "segment:rows", such as ["17:20"]: segments that '
+            "may shrink, each with the rows that the source must still hold",
+            "allow_shrink",
         )
     approvals = {int(number): int(rows) for number, rows in (each.split(":") for each in value)}
     if len(approvals) < len(value):
-        raise BadRequest(f"parameter allow_shrink={value!r} names a segment twice")
+        raise BadRequest(f"parameter allow_shrink={shown(value)} names a segment twice", "allow_shrink")
     return approvals
 
 
