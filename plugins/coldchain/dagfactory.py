@@ -291,7 +291,7 @@ def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list
         for bad in plan.bad:
             with TaskGroup(bad.name, tooltip="The registry's entry can't be used"):
                 refuse = RefuseOperator(
-                    task_id="registry", problems=bad.problems, retries=0, trigger_rule="all_done",
+                    task_id="registry", name=bad.name, problems=bad.problems, retries=0, trigger_rule="all_done",
                     doc_md="\n".join(f"- {problem}" for problem in bad.problems),
                 )  # fmt: skip
             firsts.append(refuse)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from coldchain.core.errors import UNEXPECTED, ColdchainError, Permanent
+from coldchain.core.errors import UNEXPECTED, BadRequest, ColdchainError, Permanent
 
 if TYPE_CHECKING:
     from coldchain.protocol import Turn
@@ -19,11 +19,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def as_airflow_failures() -> Iterator[None]:
+def as_airflow_failures(context: Any) -> Iterator[None]:
     """Turn a ColdchainError into the Airflow exception that decides about retries, with the same sentence."""
     try:
         yield
     except ColdchainError as error:
+        if isinstance(error, BadRequest):
+            count_rejection(context, "params", error.parameter)
         kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
         raised = kind(str(error))
         raised.coldchain_kind = type(error).__name__  # for the callback, which sees Airflow's exception only
@@ -42,6 +44,16 @@ def note_failure(book: Ledger, table: str, run_key: str, task: str, sentence: st
     token = tokens[0] if tokens else book.lease(table).token
     book.note(table, token, run_key, "failed", {"task": task, "error": sentence, "kind": kind})
     book.mark(table, "failed", sentence)
+
+
+def count_rejection(context: Any, source: str, reason: str) -> None:
+    """Count a run that was refused for bad input; a refusal that can't be counted stands all the same."""
+    from coldchain.connections import ledger
+
+    try:
+        ledger().note_rejection(source, reason, run_key_of(context))
+    except Exception as error:
+        log.warning("a refusal of bad input could not be counted: %s", error)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from coldchain.core.windows import DAY_US, duration_us
 
 DEFAULT_PATH = Path(__file__).parents[2] / "include" / "tables.yaml"
 LAYERS = ("bronze", "silver", "gold")
+UNREADABLE = "registry"  # the name that stands for the file itself
 _DURATIONS = ("grid", "lateness", "late_horizon", "retention", "seal_margin")
 _FALLBACK = {
     "read": "raw", "grid": "15m", "lateness": "60s", "late_horizon": "24h", "change_detection": "fingerprint",
@@ -72,8 +73,8 @@ _NO_LINE_BREAK = r"(?!\n)"
 Path_ = tuple[str | int, ...]
 
 
-# 500 tables take a quarter of a megabyte, nested 7 deep. The C loader's recursion has no bound of its own: half a million
-# brackets end the whole process, not the call (PyYAML 6.0.3).
+# 500 tables take a quarter of a megabyte, nested 7 deep. The C loader's recursion has no bound of its own: a million
+# brackets end the whole process, not the call (seen with PyYAML 6.0).
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 20
 _USERINFO = re.compile(r"://[^\s'\"]*@")
@@ -173,7 +174,7 @@ def configured_registry() -> Registry:
 
 
 def _unreadable(path: Path, why: str) -> Registry:
-    return Registry((), (BadTable("registry", "bronze", (f"the registry {path} can't be read: {why}",)),))
+    return Registry((), (BadTable(UNREADABLE, "bronze", (f"the registry {path} can't be read: {why}",)),))
 
 
 def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> Registry:
@@ -188,7 +189,7 @@ def _build(path: Path, data: Mapping[str, Any], lines: Mapping[Path_, int]) -> R
     names = _names_by_layer(raw, defaults["enabled"])
     tables, bad = [], []
     if None in problems:
-        bad.append(BadTable("registry", "bronze", tuple(problems[None])))
+        bad.append(BadTable(UNREADABLE, "bronze", tuple(problems[None])))
     for index, entry in enumerate(raw):
         found = list(problems.get(index, ()))
         if not found and None not in problems:

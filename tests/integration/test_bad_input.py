@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psycopg2
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 
 from coldchain.core.errors import ColdchainError, SourceShrank
 from coldchain.core.request import Request
+from coldchain.dagfactory import build_offload_dag, build_recover_dag, build_shrink_dag, build_verify_dag
 from coldchain.lake import head_of, live_files
+from coldchain.registry import Registry, load_registry
+from tests.bad_input import PARAMS, Params
 from tests.integration.test_types import TypedLab, typed  # noqa: F401
 from tests.lab import Lab, yesterday
+from tests.unit.test_registry import dump, entry
 
 START = yesterday()
 GRID = timedelta(minutes=15)
@@ -173,3 +184,124 @@ def test_late_deleted_and_updated_rows_are_found(lab: Lab) -> None:
     with pytest.raises(SourceShrank, match="the source holds 10 rows"):
         lab.run(run_key="test/deleted")
     assert rows(lab) == 11, "what is published stays until a person approves"
+
+
+class Tasks:
+    """Real tasks of a lab's table, run with the parameters of a run; Airflow's own check is behind them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.registry = Registry((lab.spec,))
+        self.run_id = f"manual__{uuid.uuid4().hex}"
+
+    def refuse(self, dag: Any, task_id: str, conf: dict[str, Any], words: str) -> dict[tuple[str, str], int]:
+        """Run a task that must refuse, and return what was counted for its run."""
+        params = copy.deepcopy(dag.params)
+        params.update(conf)
+        run = SimpleNamespace(
+            dag_id=dag.dag_id, run_id=self.run_id, run_type="manual", logical_date=None, data_interval_start=None,
+            data_interval_end=None,
+        )  # fmt: skip
+        before = self.written()
+        with pytest.raises(AirflowFailException, match=words) as refused:
+            dag.get_task(task_id).execute({"params": dict(params.validate()), "dag_run": run, "ti": None})
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 1500
+        assert self.written() == before
+        key = f"{dag.dag_id}/{self.run_id}"
+        said = self.query(
+            "SELECT source, reason, count(*) FROM coldchain.rejections WHERE run_key = %s GROUP BY 1, 2", key
+        )
+        return {(source, reason): count for source, reason, count in said}
+
+    def written(self) -> list[tuple[Any, ...]]:
+        """Return what the ledger has of the table, and Iceberg's metadata."""
+        tables = ("tables", "segments", "leases", "attempts", "versions", "counters", "incidents")
+        counts = ", ".join(f"(SELECT count(*) FROM coldchain.{table})" for table in tables)
+        found = self.query(f"SELECT {counts}, (SELECT max(updated_at) FROM coldchain.offload_watermarks)")
+        table = self.lab.lake.load(self.lab.spec.target)
+        return [*found, (table and table.metadata_location,)]
+
+    def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Ask the ledger's database."""
+        connection = psycopg2.connect(self.lab.environment["COLDCHAIN_LEDGER_URI"].replace("+psycopg2", ""))
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(text, values)
+                return list(cursor.fetchall())
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def tasks(lab: Lab, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
+    """Give the tasks Airflow's connections, as the stack has them."""
+    for name, value in environment.items():
+        if name.startswith("AIRFLOW_CONN_"):
+            monkeypatch.setenv(name, value)
+    lab.insert([(START, 1)])
+    return Tasks(lab)
+
+
+REASONS = {39: "unknown", 46: "unknown", 48: "unknown", 50: "unknown", 26: "end", 27: "end"}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in PARAMS if case.by == "request"], ids=lambda case: f"{case.number}-{next(iter(case.conf))}"
+)
+@pytest.mark.parametrize("is_there", [False, True], ids=["a new table", "a table that is there"])
+def test_a_task_refuses_counts_and_writes_nothing(tasks: Tasks, case: Params, is_there: bool) -> None:
+    if is_there:
+        tasks.lab.run()
+    counted = tasks.refuse(
+        build_offload_dag(tasks.registry), f"bronze.{tasks.lab.name}.read_watermark", case.conf, case.words
+    )
+    reason = REASONS.get(case.number) or next(name for name in ("start", "end") if case.conf[name] != DAY[name])
+    assert counted == {("params", reason): 1}
+
+
+DAY = {"start": "2026-02-10T00:00:00Z", "end": "2026-02-11T00:00:00Z"}
+
+
+def test_a_run_is_counted_once_for_all_of_its_tasks(tasks: Tasks) -> None:
+    dag = build_offload_dag(tasks.registry)
+    for _ in range(3):
+        counted = tasks.refuse(
+            dag, f"bronze.{tasks.lab.name}.read_watermark", {"force": True}, "unknown parameter force"
+        )
+    assert counted == {("params", "unknown"): 1}
+
+
+@pytest.mark.parametrize(
+    "make", [build_recover_dag, build_verify_dag, build_shrink_dag], ids=lambda make: make.__name__
+)
+def test_a_misspelt_parameter_widens_no_order(tasks: Tasks, make: Any) -> None:
+    """`table` for `tables` would let a rebuild, or a reset, run over all tables."""
+    dag = make(tasks.registry)
+    known = {"action": "reset", "reason": "testing", "dry_run": False} if "action" in dag.params else {}
+    known |= {"table": tasks.lab.name} if make is build_shrink_dag else {}
+    task_id = "show" if make is build_shrink_dag else tasks.lab.name
+    counted = tasks.refuse(dag, task_id, {**known, "tabels": [tasks.lab.name]}, "unknown parameter tabels: allowed are")
+    assert counted == {("params", "unknown"): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "task_id", "reason"),
+    [(dump(entry("wrong", grid="7m")), "bronze.wrong.registry", "entry"), ("tables: [", "bronze.registry.registry", "file")],
+    ids=["an entry", "the file"],
+)  # fmt: skip
+def test_what_the_registry_refuses_is_counted(
+    tasks: Tasks, tmp_path: Path, text: str, task_id: str, reason: str
+) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text(text)
+    counted = tasks.refuse(build_offload_dag(load_registry(path)), task_id, {}, r"tables.yaml line \d+")
+    assert counted == {("registry", reason): 1}
+
+
+def test_a_refusal_that_can_not_be_counted_is_a_refusal(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is away: nothing else may be said than what is wrong."""
+    away = '{"conn_type": "postgres", "host": "127.0.0.1", "port": 1, "schema": "x", "login": "x", "password": "x"}'
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_POSTGRES", away)
+    dag = build_offload_dag(tasks.registry)
+    assert tasks.refuse(dag, f"bronze.{tasks.lab.name}.read_watermark", {"force": 1}, "unknown parameter force") == {}

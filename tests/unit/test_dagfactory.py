@@ -123,7 +123,7 @@ def test_a_disabled_table_has_no_tasks() -> None:
      (LeaseHeld("t"), False), (CommitUnknown("u"), False)],
 )  # fmt: skip
 def test_kinds_of_errors_decide_about_retries(error: Exception, is_final: bool) -> None:
-    with pytest.raises(AirflowException) as caught, as_airflow_failures():
+    with pytest.raises(AirflowException) as caught, as_airflow_failures({}):
         raise error
     assert isinstance(caught.value, AirflowFailException) is is_final
     assert str(caught.value) == str(error)

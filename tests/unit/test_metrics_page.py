@@ -36,6 +36,8 @@ def test_a_metric_is_named_by_convention(declared: metrics.Declared) -> None:
         "cause",
         "kind",
         "result",
+        "source",
+        "reason",
         "stage",
         "version",
         "iceberg",

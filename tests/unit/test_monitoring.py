@@ -212,6 +212,10 @@ class Day:
             "last_event": "committed", "last_at": last, "checks": [],
         })  # fmt: skip
 
+    def rejections(self) -> Mapping[tuple[str, str], float]:
+        """Return none: nobody asked for anything wrong."""
+        return {}
+
     def counters(self, _names: Sequence[str]) -> Mapping[tuple[str, str, str], float]:
         """Return counters that rise with every run."""
         runs = self.at.timestamp() // 900

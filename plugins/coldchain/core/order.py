@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from coldchain.core.errors import BadRequest
 
 ACTIONS = ("rebuild", "reset", "accept")
+PARAMETERS = ("action", "tables", "segments", "reason", "dry_run")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class WatermarkCommitOperator(BaseOperator):
         from coldchain import connections, notify, protocol, views
         from coldchain.turns import turn_of, work_of
 
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             work, turn = work_of(context, self.read_task_id), turn_of(self.spec, context)
             stage = protocol.latest_stage(turn, work, "validated")
             if stage is None:
@@ -44,7 +44,7 @@ class WatermarkCommitOperator(BaseOperator):
                 self._complain(work)
                 notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
                 return
-        with as_airflow_failures(), releasing(context, turn, stage.token):
+        with as_airflow_failures(context), releasing(context, turn, stage.token):
             watermark_us = protocol.publish(turn, stage, work)
             rows = sum(segment.fingerprint.rows for segment in stage.segments)
             until = "none" if watermark_us is None else format_us(watermark_us)

@@ -54,7 +54,7 @@ class OffloadOperator(SparkSubmitOperator):
         """Run spark-submit with the job as its argument and the secrets in its environment."""
         from coldchain import connections, protocol
 
-        with as_airflow_failures(), ExitStack() as leases:
+        with as_airflow_failures(context), ExitStack() as leases:
             planned = self._planned(context)
             if not planned:
                 if len(self.specs) > 1:

@@ -24,13 +24,17 @@ class RecoverOperator(BaseOperator):
 
     def execute(self, context: Any) -> str:
         """Carry the order of the run's parameters out; return the sentence that says what was, or would be, done."""
-        from coldchain.recovery import Order, carry_out
+        from coldchain.core.order import PARAMETERS, Order
+        from coldchain.core.request import refuse_unknown
+        from coldchain.recovery import carry_out
         from coldchain.turns import turn_of
 
         params = context["params"]
+        with as_airflow_failures(context):
+            refuse_unknown(params, PARAMETERS)
         if params["tables"] and self.spec.name not in params["tables"]:
             raise AirflowSkipException(f"parameter tables={params['tables']} leaves {self.spec.name} out")
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             order = Order(params["action"], params["reason"], tuple(params["segments"]), is_dry=params["dry_run"])
             said = carry_out(turn_of(self.spec, context), order)
         self.log.info("%s", said)

@@ -8,18 +8,24 @@ from typing import Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from coldchain.failures import count_rejection
+from coldchain.registry import UNREADABLE
+
 
 class RefuseOperator(BaseOperator):
     """Fail with what is wrong with a registry entry, so that the mistake is seen and the other tables go on.
 
     Args:
+        name: of the entry, or UNREADABLE for the whole file.
         problems: one sentence each.
     """
 
-    def __init__(self, *, problems: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *, name: str, problems: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.name = name
         self.problems = tuple(problems)
 
     def execute(self, context: Any) -> None:
         """Fail, at once and without retries."""
+        count_rejection(context, "registry", "file" if self.name == UNREADABLE else "entry")
         raise AirflowFailException("; ".join(self.problems))

@@ -29,15 +29,17 @@ class ShowShrunkOperator(BaseOperator):
         """Return what a person must see, and the order that an approval stands for."""
         from coldchain.connections import NativeClickHouse
         from coldchain.core.plan import approvals
-        from coldchain.core.request import make_request
+        from coldchain.core.request import make_request, refuse_unknown
         from coldchain.protocol import read
         from coldchain.source import Source
         from coldchain.turns import turn_of
 
         params = context["params"]
+        with as_airflow_failures(context):
+            refuse_unknown(params, ("table", "start", "end"))
         (spec,) = (spec for spec in self.specs if spec.name == params["table"])
         conf = {"tables": [spec.name], "start": params["start"], "end": params["end"]}
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             asked = make_request(
                 run_type="manual", data_interval=None, logical_date=None, params={**conf, "mode": "plan"},
                 known_tables=frozenset({spec.name}), grid_us=spec.grid_us,

@@ -29,13 +29,13 @@ class IcebergValidateOperator(BaseOperator):
         from coldchain.connections import VALIDATOR, NativeClickHouse
         from coldchain.turns import turn_of, work_of
 
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             work, turn = work_of(context, self.read_task_id), turn_of(self.spec, context)
             stage = protocol.latest_stage(turn, work, "staged")
             if stage is None:
                 self.log.info("%s: nothing staged that is not published already", self.spec.name)
                 return
-        with as_airflow_failures(), releasing(context, turn, stage.token):
+        with as_airflow_failures(context), releasing(context, turn, stage.token):
             client = NativeClickHouse(VALIDATOR) if "balance" in self.spec.checks else None
             summaries = proof.prove(turn, stage, client)
             failpoint.hit("validate.after_prove")

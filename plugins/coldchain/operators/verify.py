@@ -27,11 +27,14 @@ class VerifyOperator(BaseOperator):
         from coldchain import connections
         from coldchain.audit import audit
         from coldchain.clickhouse import HttpClickHouse
+        from coldchain.core.request import refuse_unknown
         from coldchain.turns import turn_of
 
         params = context["params"]
+        with as_airflow_failures(context):
+            refuse_unknown(params, ("tables", "mode"))
         if params["tables"] and self.spec.name not in params["tables"]:
             raise AirflowSkipException(f"parameter tables={params['tables']} leaves {self.spec.name} out")
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             client = HttpClickHouse.of(connections.settings())
             return audit(turn_of(self.spec, context), client, params["mode"]).sentence(self.spec.name)

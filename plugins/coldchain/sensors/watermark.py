@@ -50,7 +50,7 @@ class WatermarkSensor(BaseSensorOperator):
         """Decide from the run's own data interval and parameters; defer where it is too early."""
         from coldchain.turns import request_of
 
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             asked = request_of(self.spec, context, self.known_tables)
             if not asked.wants(self.spec.name):
                 raise AirflowSkipException(f"parameter tables={sorted(asked.tables or ())} leaves {self.spec.name} out")
@@ -62,7 +62,7 @@ class WatermarkSensor(BaseSensorOperator):
 
     def resume(self, context: Any, event: Any) -> Any:
         """Plan after the wait."""
-        with as_airflow_failures():
+        with as_airflow_failures(context):
             return self._read(context)
 
     def _wait(self, context: Any, ready_at: float) -> None:

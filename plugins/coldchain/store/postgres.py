@@ -519,6 +519,14 @@ class PostgresLedger:
                     (to_datetime(compared_to_us), table_id),
                 )
 
+    def note_rejection(self, source: str, reason: str, run_key: str) -> None:
+        """Count a run that was refused for bad input, once for all of its tasks."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO coldchain.rejections (source, reason, run_key) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                (source, reason, run_key),
+            )
+
     def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
         with self._transaction() as cursor:
             table_id = self._table_id(cursor, name)

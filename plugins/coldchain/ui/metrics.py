@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as _TEXT, generate_latest
 
+from coldchain.core import order, request
 from coldchain.core.errors import kinds
 from coldchain.core.table import TableSpec
 from coldchain.registry import Registry
@@ -31,6 +32,10 @@ STAGES = ("read", "validate", "publish")
 CAUSES = ("schedule", "manual", "backfill", "retry", "clear")
 RUN_OUTCOMES = ("committed", "idle", "failed", "fenced")
 KINDS = kinds()
+REJECTIONS = {
+    "params": sorted({*request.PARAMETERS, *order.PARAMETERS, "other", "unknown"}),
+    "registry": ["entry", "file"],
+}
 WINDOW_OUTCOMES = ("published", "noop", "expired")
 
 
@@ -67,6 +72,10 @@ DECLARED = (
     Declared("exporter_last_ledger_read_timestamp_seconds", "gauge", (),
              "the database's clock when the ledger was read for this answer"),
     Declared("registry_problems", "gauge", (), "sentences about entries of the registry that can't be used"),
+    Declared("bad_input_rejected", "counter", ("source", "reason"),
+             "runs that our tasks refused for bad input: for a parameter, by its name (unknown: none of ours), or for an "
+             "entry of the registry or its whole file. What Airflow refuses makes no run and is not counted; what we "
+             "refuse of a source is in coldchain_failures_total"),
     _gauge("table_enabled", "1 for a table that is offloaded, 0 for one that is switched off", "table", "layer"),
     _gauge("table_interval_seconds", "how often a window can close: the larger of schedule and grid"),
     _gauge("table_lateness_seconds", "how long a scheduled run waits after a window's end"),
@@ -119,7 +128,7 @@ class LedgerCollector:
         self._ledger, self._registry = ledger, registry
 
     def collect(self) -> Iterator[Metric]:
-        """Read the ledger, in three queries whatever the number of tables, and yield every family."""
+        """Read the ledger, in four queries whatever the number of tables, and yield every family."""
         now = self._ledger.now()
         names = [table.name for table in self._registry.tables]
         facts, counters = self._ledger.facts(names), self._ledger.counters(names)
@@ -127,6 +136,10 @@ class LedgerCollector:
         families["build_info"].add_metric([VERSION, _version_of("pyiceberg"), _version_of("pyspark")], 1)
         families["exporter_last_ledger_read_timestamp_seconds"].add_metric([], now.timestamp())
         families["registry_problems"].add_metric([], len(self._registry.problems))
+        rejections = self._ledger.rejections()
+        for source, reasons in REJECTIONS.items():
+            for reason in reasons:
+                families["bad_input_rejected"].add_metric([source, reason], rejections.get((source, reason), 0.0))
         for table in self._registry.tables:
             row = judge(table, facts.get(table.name), now)
             families["table_enabled"].add_metric([table.name, table.layer], int(table.enabled))
@@ -234,7 +247,8 @@ _TAIL = """
 - Every series of every table of the registry is there from the start: counters at 0; a gauge without a value is NaN,
   which no comparison takes for a number. `m != m` finds those.
 - Counters lie in `coldchain.counters`, raised where attempts and segments are written: no restart of anything resets
-  them. They begin with migration 003.
+  them. They begin with migration 003. Refused runs lie in `coldchain.rejections` (migration 010), a row for each run
+  and reason; one that was refused while the ledger was away is not counted.
 - The number of series is bounded: {series} for each table, and no label's value comes from data.
 - A table is late when `coldchain_table_lag_seconds > coldchain_table_lag_limit_seconds`: one interval, its lateness and
   the 15 minutes of the freshness promise.

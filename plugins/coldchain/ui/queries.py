@@ -260,6 +260,11 @@ class LedgerReader:
         )
         return [VersionRow(*row) for row in self._rows(text, {"name": name})]
 
+    def rejections(self) -> dict[tuple[str, str], float]:
+        """Count the runs that were refused for bad input, by source and reason."""
+        rows = self._rows("SELECT source, reason, count(*) FROM coldchain.rejections GROUP BY source, reason")
+        return {(source, reason): float(count) for source, reason, count in rows}
+
     def counters(self, names: Sequence[str]) -> dict[tuple[str, str, str], float]:
         """Read the counters of tables by table, counter and label."""
         text = (
