@@ -173,6 +173,18 @@ def overview() -> dict[str, Any]:
                 ("{{table}}", "coldchain_table_last_run_duration_seconds / coldchain_table_interval_seconds"),
                 bad_from=0.5,
             ),
+            panel(
+                "Failures by kind, in an hour",
+                "timeseries",
+                "none",
+                ("{{kind}}", "sum by (kind) (increase(coldchain_failures_total[1h])) > 0"),
+            ),
+            panel(
+                "Runs refused for bad input, in an hour",
+                "timeseries",
+                "none",
+                ("{{source}} {{reason}}", "increase(coldchain_bad_input_rejected_total[1h]) > 0"),
+            ),
             panel("Versions", "table", "none", ("", "coldchain_build_info"), width=24),
         ],
         has_table=False,

@@ -287,7 +287,8 @@ def test_a_misspelt_parameter_widens_no_order(tasks: Tasks, make: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "task_id", "reason"),
-    [(dump(entry("wrong", grid="7m")), "bronze.wrong.registry", "entry"), ("tables: [", "bronze.registry.registry", "file")],
+    [(dump(entry("wrong", grid="7m")), "bronze.wrong.registry", "entry"),
+     ("tables: [", "bronze.registry.registry", "file")],
     ids=["an entry", "the file"],
 )  # fmt: skip
 def test_what_the_registry_refuses_is_counted(

@@ -62,7 +62,7 @@ class UnknownTable(Permanent):
 
 
 class BadRequest(Permanent):
-    """The parameters of the run ask for something that is not allowed; `parameter` is the name of a wrong one of ours."""
+    """The parameters of the run ask for something that is not allowed; `parameter` names which."""
 
     def __init__(self, said: str, parameter: str = "other") -> None:
         super().__init__(said)
