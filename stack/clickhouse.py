@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
@@ -128,13 +128,12 @@ def _users(stack: Stack) -> str:
     # The loader is the market's side, which is not Coldchain: it makes the schema and writes the trades.
     secret = _hashed(stack.secrets["clickhouse_loader"])
     users.append(user("loader", "default", None, secret=secret, networks=_HERE))
-    secret = _hashed(stack.secrets["clickhouse_views"])
-    users.append(user("views", "default", view_grants(stack.warehouse), secret=secret, networks=_HERE))
-    secret = _hashed(stack.secrets["clickhouse_analyst"])
-    users.append(user("analyst", "default", (f"GRANT SELECT ON {VIEWS}.*",), secret=secret, networks=_HERE))
     for name, role in ROLES.items():
         secret = _hashed(stack.secrets[f"clickhouse_{name}"])
         users.append(user(name, role, access.grants[role], secret=secret, networks=_HERE))
+    for name, grants in view_users(stack.warehouse, access.grants["coldchain_offload"]).items():
+        secret = _hashed(stack.secrets[f"clickhouse_{name}"])
+        users.append(user(name, "default", grants, secret=secret, networks=_HERE))
     return ET.tostring(root, encoding="unicode") + "\n"
 
 
@@ -144,16 +143,23 @@ def _hashed(password: str) -> ET.Element:
     return secret
 
 
-def view_grants(warehouse: Path) -> tuple[str, ...]:
-    """Return what the user may do that makes the views over hot and cold, and with whose rights they are read."""
-    readable = ("k2.*", "system.columns")
-    queues = (grant for grant in read_access().grants["coldchain_offload"] if grant.startswith("REVOKE "))
+def view_users(warehouse: Path, offload: Sequence[str]) -> dict[str, list[str]]:
+    """Return the grants of who makes the views over hot and cold, whose rights they have, and of who reads them.
+
+    Args:
+        warehouse: where Iceberg's files lie; no other file can be opened.
+        offload: the offload's grants: what it may not read, the views may not either.
+    """
     # No backslash survives the way into the grant; what else has a meaning in a pattern, the proof refuses in a path.
     pattern = re.sub(r"[.+()|$]", r"[\g<0>]", str(warehouse)) + "/.*"
-    return (
-        *(f"GRANT SELECT ON {x}" for x in readable),
-        *queues,
-        f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
-        "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
-        f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
-    )
+    return {
+        "views": [
+            "GRANT SELECT ON k2.*",
+            "GRANT SELECT ON system.columns",
+            *(grant for grant in offload if grant.startswith("REVOKE SELECT ON k2.")),
+            f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
+            "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
+            f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
+        ],
+        "analyst": [f"GRANT SELECT ON {VIEWS}.*"],
+    }

@@ -29,12 +29,12 @@ def public_settings(stack: Stack) -> dict[str, str]:
         "COLDCHAIN_CLICKHOUSE_USER": "coldchain",
         "COLDCHAIN_CLICKHOUSE_PASSWORD": stack.secrets["clickhouse_coldchain"],
         "COLDCHAIN_CLICKHOUSE_NATIVE_PORT": str(stack.ports["clickhouse_native"]),
-        "COLDCHAIN_VALIDATOR_USER": "coldchain_validator",
-        "COLDCHAIN_VALIDATOR_PASSWORD": stack.secrets["clickhouse_coldchain_validator"],
         "COLDCHAIN_VIEWS_USER": "views",
         "COLDCHAIN_VIEWS_PASSWORD": stack.secrets["clickhouse_views"],
         "COLDCHAIN_ANALYST_USER": "analyst",
         "COLDCHAIN_ANALYST_PASSWORD": stack.secrets["clickhouse_analyst"],
+        "COLDCHAIN_VALIDATOR_USER": "coldchain_validator",
+        "COLDCHAIN_VALIDATOR_PASSWORD": stack.secrets["clickhouse_coldchain_validator"],
         "COLDCHAIN_LOADER_USER": "loader",
         "COLDCHAIN_LOADER_PASSWORD": stack.secrets["clickhouse_loader"],
         "COLDCHAIN_LEDGER_URI": postgres_uri(stack, "coldchain", "coldchain"),
@@ -132,6 +132,8 @@ def airflow_settings(stack: Stack) -> dict[str, str]:
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
         # Three failed heartbeats (the default) turn a restart of the API server into failed tasks.
         "WORKERS__MAX_FAILED_HEARTBEATS": 20,
+        # The tasks of a scheduler that was killed are taken over within a minute, not within five.
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 20,
         "USAGE_DATA_COLLECTION__ENABLED": False,
     }
     return {f"AIRFLOW__{name}": str(value) for name, value in options.items()}

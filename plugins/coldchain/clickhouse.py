@@ -34,14 +34,20 @@ class HttpClickHouse:
     """
 
     def __init__(
-        self, url: str, user: str, password: str, *, ca_file: str = "", timeout_s: float = 300,
-        connection: str = "coldchain_clickhouse",
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        user: str,
+        password: str,
+        *,
+        ca_file: str = "",
+        timeout_s: float = 300,
+        conn_id: str = "coldchain_clickhouse",
+    ) -> None:
         self._url = urllib.parse.urlsplit(url)
         self._headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": password}
         self._ca_file = ca_file
         self._timeout_s = timeout_s
-        self._connection = connection
+        self._conn_id = conn_id
 
     @classmethod
     def of(cls, settings: Settings) -> HttpClickHouse:
@@ -82,7 +88,7 @@ class HttpClickHouse:
             connection.request("POST", f"/?{arguments}", body=text.encode(), headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise _error(response, self.address, self._connection)
+                raise _error(response, self.address, self._conn_id)
             yield response
         except ssl.SSLError as error:
             said = getattr(error, "verify_message", "") or error.reason or str(error)
@@ -93,7 +99,7 @@ class HttpClickHouse:
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(
                 f"ClickHouse at {self.address} failed: {error or type(error).__name__}; check that it is up and that "
-                f"connection {self._connection} is right"
+                f"connection {self._conn_id} is right"
             ) from error
         finally:
             if connection is not None:
@@ -120,18 +126,18 @@ def render(value: int | float | str | list[str]) -> str:
     return str(value)
 
 
-def _error(response: http.client.HTTPResponse, address: str, connection: str) -> Exception:
+def _error(response: http.client.HTTPResponse, address: str, conn_id: str) -> Exception:
     code = int(response.headers.get("X-ClickHouse-Exception-Code") or 0)
     message = response.read(4096).decode(errors="replace").strip().splitlines()
-    return error_of(code, message[0] if message else f"HTTP {response.status}", address, connection)
+    return error_of(code, message[0] if message else f"HTTP {response.status}", address, conn_id)
 
 
-def error_of(code: int, message: str, address: str, connection: str = "coldchain_clickhouse") -> Exception:
+def error_of(code: int, message: str, address: str, conn_id: str = "coldchain_clickhouse") -> Exception:
     """Turn a ClickHouse error code and message into one of ours: wrong password, lasting, or worth a retry."""
     short = message.partition("(version ")[0].strip()[:500]
     if code in _REFUSED_CODES:
         return Unavailable(
-            f"ClickHouse at {address} refuses the user or password of connection {connection}: correct them"
+            f"ClickHouse at {address} refuses the user or password of connection {conn_id}: correct them"
         )
     kind = Permanent if code in _PERMANENT_CODES else Transient
     return kind(f"ClickHouse at {address} refused a query: {short}")

@@ -9,10 +9,12 @@
 | `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
 | `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process |
 | `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
+| `coldchain_notify_...`           | optional: who is told (`coldchain.notify`)                                        |
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +26,7 @@ from clickhouse_driver import Client as NativeClient, errors
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.sql import Query
+from coldchain.notify import SENDERS
 from coldchain.settings import SETTINGS_FILE, Settings
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
@@ -118,6 +121,24 @@ def settings() -> Settings:
     )
 
 
+def senders() -> list[Connection]:
+    """Return the connections that messages go to: none until somebody adds one."""
+    found = []
+    for conn_id in SENDERS:
+        with contextlib.suppress(AirflowNotFoundException):
+            found.append(BaseHook.get_connection(conn_id))
+    return found
+
+
+def views() -> Views | None:
+    """Open the views over hot and cold, on the source's server; None where no connection asks for them."""
+    try:
+        found = BaseHook.get_connection(VIEWS)
+    except AirflowNotFoundException:
+        return None
+    return Views.at(settings(), found.login or "", found.password or "", found.schema or DATABASE)
+
+
 def driver_environment() -> dict[str, str]:
     """Return how the Spark driver learns of addresses and secrets: never by an argument, which any user can list.
 
@@ -135,17 +156,6 @@ def driver_environment() -> dict[str, str]:
             "extra settings_file"
         )
     return settings().to_environment()
-
-
-def views() -> Views | None:
-    """Open the views over hot and cold, on the source's server; None where no connection asks for them."""
-    try:
-        found = BaseHook.get_connection(VIEWS)
-    except AirflowNotFoundException:
-        return None
-    source, database = settings(), found.schema or DATABASE
-    login, password = found.login or "", found.password or ""
-    return Views.at(source.clickhouse_url, login, password, database, ca_file=source.clickhouse_ca)
 
 
 def _uri(found: Connection) -> str:

@@ -49,9 +49,12 @@ class Views:
     database: str = DATABASE
 
     @classmethod
-    def at(cls, url: str, user: str, password: str, database: str = DATABASE, *, ca_file: str = "") -> Views:
-        """Open nothing yet; `url` is the source's server, `ca_file` the authority of its certificate."""
-        client = HttpClickHouse(url, user, password, ca_file=ca_file, timeout_s=TIMEOUT_S, connection=CONNECTION)
+    def at(cls, settings: Settings, user: str, password: str, database: str = DATABASE) -> Views:
+        """Open nothing yet; the views lie on the source's server."""
+        client = HttpClickHouse(
+            settings.clickhouse_url, user, password, ca_file=settings.clickhouse_ca, timeout_s=TIMEOUT_S,
+            conn_id=CONNECTION,
+        )  # fmt: skip
         return cls(client, database)
 
 
@@ -197,8 +200,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Views:
     if missing := [name for name in names if name not in environment]:
         raise Permanent(f"{', '.join(missing)} not set: source the env file that `make up` wrote")
     user, password = (environment[name] for name in names)
-    found, database = Settings.from_environment(environment), environment.get("COLDCHAIN_VIEWS_DATABASE", DATABASE)
-    return Views.at(found.clickhouse_url, user, password, database, ca_file=found.clickhouse_ca)
+    settings = Settings.from_environment(environment)
+    return Views.at(settings, user, password, environment.get("COLDCHAIN_VIEWS_DATABASE", DATABASE))
 
 
 def main() -> int:

@@ -95,7 +95,7 @@ def test_the_users_of_the_views_can_write_no_table_and_open_no_other_file(stack:
 
 
 def test_a_warehouse_s_path_is_no_pattern() -> None:
-    assert clickhouse.view_grants(Path("/a+b/c.d"))[-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
+    assert clickhouse.view_users(Path("/a+b/c.d"), ())["views"][-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
 
 
 def test_the_user_without_a_password_may_only_keep_the_server_alive(stack: Stack) -> None:
