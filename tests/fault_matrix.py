@@ -1,8 +1,8 @@
 """The fault matrix: what goes wrong, what a user does, what comes of it, from the tests that are marked with its rows.
 
 `pytest -m fault --fault-matrix=docs/fault-matrix.md` writes the page once every marked test has passed; without the
-option nothing is written. A mark names rows and says how the test recovers: `@pytest.mark.fault("F12", recovery="retry")`;
-the outcome is the test's docstring.
+option nothing is written. A mark names rows and says how the test recovers, as `fault("F12", recovery="retry")`; the
+outcome is the test's docstring.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def render(rows: dict[str, dict[str, Row]]) -> str:
     lines = [
         "# Fault matrix",
         "",
-        "Written by `make fault-matrix` from the tests that cause each fault, recover as a user would, and compare Iceberg",
-        "with ClickHouse row by row. Most of them also read `main` all the while (`tests/reader.py`): each image of each",
-        "window was published before or is newly proven. The seconds, of all cases together, are of the last run of that",
-        "command, on the machine at hand.",
+        "Written by `make fault-matrix` from the tests that cause each fault, recover as a user would, and compare",
+        "Iceberg with ClickHouse row by row. Most of them also read `main` all the while (`tests/reader.py`): each",
+        "image of each window was published before or is newly proven. The seconds, of all cases together, are of the",
+        "last run of that command, on the machine at hand.",
         "",
         "| fault | recovery | outcome | cases | seconds |",
         "|---|---|---|---|---|",
@@ -143,9 +143,8 @@ def render(rows: dict[str, dict[str, Row]]) -> str:
     for number, what in FAULTS.items():
         lines.append(f"| **{number}** {what} | | | | |")
         for row in sorted(rows[number].values(), key=lambda row: row.test):
-            lines.append(
-                f"| `{row.test}` | {', '.join(sorted(row.recoveries))} | {row.outcome} | {row.cases} | {row.seconds:.1f} |"
-            )
+            by = ", ".join(sorted(row.recoveries))
+            lines.append(f"| `{row.test}` | {by} | {row.outcome} | {row.cases} | {row.seconds:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -165,7 +164,7 @@ def marked_tests() -> dict[str, set[str]]:
     return dict(found)
 
 
-def tests_without_outcome() -> set[str]:
+def silent_tests() -> set[str]:
     """Return the marked tests without a docstring: the page would not say what comes of the fault."""
     named = {test for tests in marked_tests().values() for test in tests}
     silent = set()

@@ -1,4 +1,4 @@
-"""Steps as processes to be killed or frozen: forked from a server that has imported all they need, so they start at once.
+"""Steps as processes to be killed or frozen, forked from a server that has imported what they need: they start at once.
 
 chdb is the exception: it starts threads when imported, and those a fork would lose.
 """

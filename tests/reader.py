@@ -134,21 +134,31 @@ class Reader:
 
 
 @contextmanager
-def watching(lab: Lab) -> Iterator[Reader]:
-    """Watch a lab's table while something goes wrong; what the lab does to its source counts from then on."""
-    reader, execute = Reader(lab.settings, lab.spec), lab.execute
-
-    def execute_and_look(statement: str) -> None:
-        execute(statement)
-        reader.look_at_source()
-
-    lab.execute = execute_and_look  # type: ignore[method-assign]
+def reading(settings: Settings, spec: TableSpec) -> Iterator[Reader]:
+    """Watch a table while something goes wrong; whoever changes its source calls `look_at_source`."""
+    reader = Reader(settings, spec)
     try:
         yield reader
     finally:
-        lab.execute = execute  # type: ignore[method-assign]
         reader.close()
     reader.check()
+
+
+@contextmanager
+def watching(lab: Lab) -> Iterator[Reader]:
+    """Watch a lab's table; what the lab does to its source counts from then on."""
+    execute = lab.execute
+    with reading(lab.settings, lab.spec) as reader:
+
+        def execute_and_look(statement: str) -> None:
+            execute(statement)
+            reader.look_at_source()
+
+        lab.execute = execute_and_look  # type: ignore[method-assign]
+        try:
+            yield reader
+        finally:
+            lab.execute = execute  # type: ignore[method-assign]
 
 
 def _by_window(rows: pa.Table, event_time: str) -> Images:

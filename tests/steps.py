@@ -37,7 +37,7 @@ def read(turn: protocol.Turn, settings: Settings, folder: Path) -> dict[str, obj
     """Run read_watermark, and keep its plan in the folder."""
     exact = folder / "window.json"
     asked = Request(Window(*json.loads(exact.read_text())) if exact.exists() else None, None)
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     reading = protocol.read(turn, Source(client, turn.spec), asked)
     plan = folder / "work.json"
     plan.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def _work(folder: Path) -> Work:
 
 
 def main(verb: str, folder: Path) -> int:
-    """Run one step; an error is one sentence on stderr and its exit code. One that no retry mends gives the lease back."""
+    """Run one step; an error is a sentence on stderr and an exit code. One that no retry mends gives the lease back."""
     settings = Settings.from_environment()
     turn = turn_in(folder, settings)
     steps: dict[str, Callable[[], str | int | dict[str, object]]] = {

@@ -77,5 +77,6 @@ def _do(name: str, action: str) -> None:
         time.sleep(float(action.removeprefix("sleep:")))
     else:
         raise Permanent(
-            f"{VARIABLE} asks for {action!r} at {name}, which is not an action: write kill, raise, stop or sleep:<seconds>"
+            f"{VARIABLE} asks for {action!r} at {name}, which is not an action: "
+            "write kill, raise, stop or sleep:<seconds>"
         )

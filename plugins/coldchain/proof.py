@@ -155,7 +155,7 @@ def read_files(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str],
     found: Found = defaultdict(dict)
     for relation in relation_of(columns, paths):
         query = fingerprint.file_buckets(spec, columns, relation, grid_us)
-        for path, start, rows, hash_, unhashed, invalid in query_chdb(query):
+        for path, start, rows, hash_, unhashed, invalid in query_chdb(query, spec.name):
             if int(unhashed) or int(invalid):
                 raise ProofFailed(
                     f"table={spec.name} bucket={format_us(int(start))}: {invalid} rows hold text that is not valid "
@@ -209,7 +209,7 @@ def _count_rows(spec: TableSpec, columns: Sequence[Column], segment: StagedSegme
         (relation,) = relation_of(columns, [path])
         values = {name: value for counter in counters for name, value in counter.parameters.items()}
         counts = comma(counter.expression for counter in counters)
-        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values))
+        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name)
         broken = [before + int(count) for before, count in zip(broken, found, strict=True)]
     return [
         Result(counter.kind, counter.name, segment.window, count, checks.is_blocking(spec, counter.kind))
@@ -222,7 +222,7 @@ def _count_falls(spec: TableSpec, columns: Sequence[Column], segment: StagedSegm
         return []
     query = checks.falls(spec, _all_files(columns, segment))
     assert query is not None
-    ((broken,),) = query_chdb(query)
+    ((broken,),) = query_chdb(query, spec.name)
     blocks = checks.is_blocking(spec, "monotonic")
     return [Result("monotonic", checks.monotonic_name(spec), segment.window, int(broken), blocks)]
 
@@ -231,7 +231,7 @@ def _staged_sum(spec: TableSpec, columns: Sequence[Column], segment: StagedSegme
     if not segment.paths:
         return "0"
     relation = _all_files(columns, segment)
-    ((value,),) = query_chdb(Query(f"SELECT {checks.staged_sum(spec)} FROM {relation}", {}))
+    ((value,),) = query_chdb(Query(f"SELECT {checks.staged_sum(spec)} FROM {relation}", {}), spec.name)
     return str(value)
 
 
@@ -240,8 +240,8 @@ def _all_files(columns: Sequence[Column], segment: StagedSegment) -> str:
     return f"({' UNION ALL '.join(parts)})"
 
 
-def query_chdb(query: Query) -> list[tuple[Any, ...]]:
-    """Run a query in chdb, in this process."""
+def query_chdb(query: Query, table: str = "") -> list[tuple[Any, ...]]:
+    """Run a query in chdb, in this process; ProofFailed names the table whose files can't be read."""
     import chdb
 
     parameters = {name: render(value) for name, value in query.parameters.items()}
@@ -249,5 +249,8 @@ def query_chdb(query: Query) -> list[tuple[Any, ...]]:
     try:
         body = chdb.query(f"{query.text} SETTINGS {settings}", "JSONCompact", params=parameters).bytes()
     except Exception as error:
-        raise ProofFailed(f"the staged files can't be read back: {str(error).splitlines()[0][:500]}") from error
+        raise ProofFailed(
+            f"table={table}: its files can't be read back: {str(error).splitlines()[0][:500]}; nothing was published: "
+            "clear the table's offload task"
+        ) from error
     return [tuple(row) for row in json.loads(body)["data"]]

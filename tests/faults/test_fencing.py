@@ -15,9 +15,10 @@ from functools import partial
 import pytest
 from pyiceberg.table import Table
 
-from coldchain.core.errors import Fenced, Permanent, Transient
+from coldchain.core.errors import Fenced, Permanent, Transient, Unavailable
 from coldchain.core.windows import Window
 from coldchain.lake import head_of, live_files
+from coldchain.store.postgres import PostgresLedger
 from tests.faults.test_kills import START, check_files, prepare
 from tests.lab import DAY, STEPS, Lab
 from tests.processes import await_true
@@ -111,7 +112,7 @@ def test_a_process_frozen_past_its_lease_publishes_nothing(lab: Lab, point: str)
 
 @pytest.mark.fault("F23", recovery="next run")
 def test_a_committer_that_wakes_before_its_successor_publishes_is_the_winner(lab: Lab) -> None:
-    """It moves `main` to what was proven on that very base; the successor is superseded, and the next run reconciles."""
+    """It moves `main` to what was proven on that base; the successor is superseded, and the next run reconciles."""
     prepare(lab)
     with watching(lab):
         steps_before(lab, "commit")
@@ -189,3 +190,28 @@ def test_two_runs_and_two_backfills_at_once_converge(lab: Lab) -> None:
         said = [run.result() for run in runs]
     check_outcome(lab, 36)
     assert "" in said, f"one of them at least must come through: {said}"
+
+
+@pytest.mark.fault("F23", recovery="next run")
+def test_whoever_freezes_in_a_transaction_of_the_ledger_is_cut_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write holds the lease's row: PostgreSQL ends the frozen one, or nobody could take the table over."""
+    prepare(lab)
+    monkeypatch.setenv("COLDCHAIN_LEASE_SECONDS", "1")
+    frozen = PostgresLedger.from_uri(lab.settings.ledger_uri)
+    token = frozen.acquire(lab.name, "test/frozen")
+    monkeypatch.delenv("COLDCHAIN_LEASE_SECONDS")
+    with watching(lab):
+
+        def freeze() -> None:
+            with frozen._transaction() as cursor:
+                frozen._hold(cursor, lab.name, token)  # and does not go on
+                await_true(lambda: lab.step("read", run_key="test/next").returncode == 0, "the other to be cut off")
+                cursor.execute("SELECT 1")
+
+        with pytest.raises(Unavailable):
+            freeze()
+        lab.steps(run_key="test/next")
+        with pytest.raises(Fenced, match="was overtaken"):
+            frozen.renew(lab.name, token)
+    frozen.close()
+    check_outcome(lab, 32)

@@ -49,7 +49,9 @@ def later(minutes: int) -> str:
     return f"'{(START + HOUR + timedelta(minutes=minutes)):%Y-%m-%d %H:%M:%S}'"
 
 
+@pytest.mark.fault("F32", recovery="none needed")
 def test_a_new_column_is_added_and_moves_no_older_segment(filled: Lab) -> None:
+    """The column is added before a row is staged; what is published stays as it is."""
     before = files(filled)
     alter(filled, "ADD COLUMN venue LowCardinality(String) DEFAULT 'spot', ADD COLUMN fee Nullable(Decimal(9, 2))")
     reading = filled.run(run_key="test/nothing")
@@ -119,7 +121,9 @@ def test_a_column_that_becomes_nullable_becomes_optional(filled: Lab) -> None:
         ("MODIFY COLUMN day DateTime", "column day is timestamptz in the source and date in Iceberg"),
     ],
 )
+@pytest.mark.fault("F32", recovery="change the source back")
 def test_what_would_lose_values_fails_before_a_row_moves(filled: Lab, change: str, said: str) -> None:
+    """The table is refused with the column's name, and nothing moves."""
     alter(filled, change)
     insert(filled, "ts, seq", f"{later(1)}, 900")
     before = filled.lake.require(filled.spec.target).metadata_location
@@ -167,7 +171,9 @@ def test_a_strict_table_refuses_a_new_column(filled: Lab) -> None:
         filled.read(run_key="test/strict")
 
 
+@pytest.mark.fault("F32", "F11", recovery="retry")
 def test_a_driver_that_dies_between_schema_and_stage_leaves_nothing_half_done(filled: Lab) -> None:
+    """Readers see the new column and the old rows; the retry goes on from there."""
     alter(filled, "ADD COLUMN venue String DEFAULT 'spot'")
     insert(filled, "ts, seq, venue", f"{later(1)}, 900, 'margin'")
     assert filled.step("read", run_key="test/dies").returncode == 0

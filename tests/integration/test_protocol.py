@@ -101,7 +101,9 @@ def test_lost_rows_stop_the_table_until_a_person_approves_the_segment(lab: Lab) 
     lab.check_equal(20)
 
 
+@pytest.mark.fault("F31", recovery="approval of the segment")
 def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
+    """A snapshot that only deletes, once a person has approved the loss."""
     lab.insert_many(START, 30, 1_000_000)
     lab.run()
     (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
@@ -175,7 +177,9 @@ def test_a_zombie_driver_can_publish_nothing(lab: Lab) -> None:
     lab.check_equal(10)
 
 
+@pytest.mark.fault("F25", recovery="clear")
 def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> None:
+    """A task that is cleared finds its work published, and leaves it alone."""
     lab.insert_many(START, 10, 1_000_000)
     reading = lab.run()
     turn, work = lab.turn(), reading.work
@@ -322,6 +326,7 @@ def read_footer(path: str) -> Streamed:
 
 
 @pytest.mark.parametrize("damage", ["lost", "doubled", "other window", "changed value"])
+@pytest.mark.fault("F16", recovery="clear")
 def test_the_proof_fails_when_the_stage_is_not_the_source(lab: Lab, damage: str) -> None:
     """The proof can fail: each way in which a stage could lie is refused before main moves."""
     lab.insert_many(START, 40, 60_000_000)

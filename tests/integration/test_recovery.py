@@ -73,7 +73,9 @@ def fill(lab: Lab) -> None:
     lab.run(Request(lab.window(START + HOUR, START + 2 * HOUR), None), run_key="test/late")
 
 
+@pytest.mark.fault("F37", recovery="rebuild")
 def test_a_lost_ledger_is_rebuilt_from_what_main_holds(lab: Lab, fresh: Any) -> None:
+    """Every segment is again what it was, from its files alone; nothing moves twice."""
     fill(lab)
     before = lab.ledger.segments(lab.name)
     fresh()
@@ -99,7 +101,9 @@ def test_a_lost_ledger_is_rebuilt_from_what_main_holds(lab: Lab, fresh: Any) -> 
     assert "nothing to rebuild" in rebuild(lab)
 
 
+@pytest.mark.fault("F37", recovery="rebuild")
 def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fresh: Any) -> None:
+    """What was published after the dump is taken from Iceberg; tokens from before are fenced."""
     lab.insert_many(START, 180, int(MINUTE_US))
     lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/before")
     dumped = lab.ledger.segments(lab.name)
@@ -145,7 +149,9 @@ def test_a_foreign_file_is_named_and_nothing_is_taken(lab: Lab, fresh: Any) -> N
     assert lab.ledger.segments(lab.name) == []
 
 
+@pytest.mark.fault("F35", recovery="rebuild")
 def test_expired_snapshots_don_t_matter(lab: Lab, fresh: Any) -> None:
+    """Nothing depends on the properties of snapshots that are gone."""
     fill(lab)
     table = lab.lake.require(lab.spec.target)
     old = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != head_of(table)]
@@ -156,7 +162,9 @@ def test_expired_snapshots_don_t_matter(lab: Lab, fresh: Any) -> None:
     lab.check_equal(181)
 
 
+@pytest.mark.fault("F27", recovery="next run")
 def test_a_reset_compares_all_and_moves_only_what_is_unequal(lab: Lab) -> None:
+    """All is compared again, and only what differs is moved: nothing is doubled."""
     lab.spec = replace(lab.spec, late_horizon_us=15 * MINUTE_US)
     fill(lab)
     lab.run(run_key="test/rest")

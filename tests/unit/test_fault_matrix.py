@@ -1,4 +1,4 @@
-"""No row of the fault table without a test, no failpoint without a kill, no line of the page that no test stands behind."""
+"""No row of the fault table without a test, no failpoint without a kill, no line of the page without its test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from coldchain import failpoint
 from coldchain.core.errors import Permanent, Transient
-from tests.fault_matrix import FAULTS, PAGE, marked_tests, tests_without_outcome
+from tests.fault_matrix import FAULTS, PAGE, marked_tests, silent_tests
 from tests.faults.test_kills import POINTS
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_fault_has_a_test_that_says_what_comes_of_it() -> None:
     assert sorted(FAULTS) == [f"F{number:02}" for number in range(1, 43)]
     assert marked_tests().keys() == FAULTS.keys()
-    assert tests_without_outcome() == set()
+    assert silent_tests() == set()
 
 
 def test_the_page_names_exactly_the_marked_tests() -> None:
@@ -45,7 +45,7 @@ def test_a_failpoint_is_off_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) ->
         failpoint.hit(name)
     monkeypatch.setenv(failpoint.VARIABLE, "publish.before_move=raise")
     failpoint.hit("publish.after_move")
-    with pytest.raises(Transient, match="failpoint publish.before_move was hit"):
+    with pytest.raises(Transient, match=r"failpoint publish\.before_move was hit"):
         failpoint.hit("publish.before_move")
 
 

@@ -101,6 +101,7 @@ AIRFLOW_SIDE = (
     "deadline",
     "downstream",
     "failures",
+    "notify",
     "operators",
     "sensors",
     "triggers",
