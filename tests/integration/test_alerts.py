@@ -164,9 +164,7 @@ def prometheus(
             thread.join(30)
 
 
-def test_six_faults_fire_their_runbooks_run_and_they_clear(
-    prometheus: Prometheus, tables: Tables, state: Path
-) -> None:
+def test_six_faults_fire_their_runbooks_run_and_they_clear(prometheus: Prometheus, tables: Tables, state: Path) -> None:
     tables.write({"layer": "bronze", "source": "k2.x", "target": "cold.x", "event_time": "ts", "grid": "7m"})
     lasting = {
         ("ColdchainFreshnessBurnFast", tables.name("late")),
