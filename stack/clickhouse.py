@@ -6,13 +6,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlencode
-from xml.sax.saxutils import escape
+from xml.etree import ElementTree as ET
 
 from stack import process
+from stack.clickhouse_access import ROLES, read_access, user
 from stack.errors import StackError
 from stack.progress import say
 from stack.settings import component_env
@@ -20,23 +21,7 @@ from stack.state import CLONE, VIEWS, Stack, write_private
 
 NAME = "clickhouse"
 DDL = CLONE / "include" / "sql" / "clickhouse"
-# What would cut an answer short without an error: pinned for the offload's user, who can't change them back.
-OVERFLOW_MODES = (
-    "distinct_overflow_mode",
-    "group_by_overflow_mode",
-    "join_overflow_mode",
-    "read_overflow_mode",
-    "read_overflow_mode_leaf",
-    "result_overflow_mode",
-    "set_overflow_mode",
-    "sort_overflow_mode",
-    "timeout_overflow_mode",
-    "timeout_overflow_mode_leaf",
-    "transfer_overflow_mode",
-)
-# A direct read of a Kafka queue would take messages from Bronze, and the user could allow it to itself.
-_QUEUES = tuple(f"k2.bronze_trades_{exchange}_queue" for exchange in ("binance", "kraken", "coinbase"))
-_READABLE = ("k2.*", *(f"system.{name}" for name in ("tables", "columns", "parts", "settings", "row_policies")))
+_HERE = ("127.0.0.1",)
 
 
 def launch(stack: Stack) -> None:
@@ -131,45 +116,50 @@ def _config(stack: Stack, users: Path) -> str:
 
 def _users(stack: Stack) -> str:
     """Return the users: the process itself enters as `default` without a password, so that user may do nothing else."""
-    pinned = "".join(f"<{mode}>throw</{mode}>" for mode in OVERFLOW_MODES)
-    constant = "".join(f"<{mode}><const/></{mode}>" for mode in OVERFLOW_MODES)
-    profiles = f"<default/><offload>{pinned}<readonly>2</readonly><constraints>{constant}</constraints></offload>"
-    users = (
-        _user("default", None, "default", ("GRANT SYSTEM LISTEN ON *.*", "GRANT SELECT ON system.numbers"))
-        + _user("loader", stack.secrets["clickhouse_loader"], "default", ())
-        + _user("coldchain", stack.secrets["clickhouse_coldchain"], "offload", offload_grants())
-        + _user("views", stack.secrets["clickhouse_views"], "default", view_grants(stack.warehouse))
-        + _user("analyst", stack.secrets["clickhouse_analyst"], "default", (f"GRANT SELECT ON {VIEWS}.*",))
-    )
-    return (
-        f"<clickhouse><profiles>{profiles}</profiles><quotas><default/></quotas><users>{users}</users></clickhouse>\n"
-    )
+    access = read_access()
+    root = ET.Element("clickhouse")
+    profiles = access.profiles_of_users()
+    ET.SubElement(profiles, "default")
+    root.append(profiles)
+    ET.SubElement(ET.SubElement(root, "quotas"), "default")
+    users = ET.SubElement(root, "users")
+    idle = ("GRANT SYSTEM LISTEN ON *.*", "GRANT SELECT ON system.numbers")
+    users.append(user("default", "default", idle, secret=ET.Element("password"), networks=_HERE))
+    # The loader is the market's side, which is not Coldchain: it makes the schema and writes the trades.
+    secret = _hashed(stack.secrets["clickhouse_loader"])
+    users.append(user("loader", "default", None, secret=secret, networks=_HERE))
+    for name, role in ROLES.items():
+        secret = _hashed(stack.secrets[f"clickhouse_{name}"])
+        users.append(user(name, role, access.grants[role], secret=secret, networks=_HERE))
+    for name, grants in view_users(stack.warehouse, access.grants["coldchain_offload"]).items():
+        secret = _hashed(stack.secrets[f"clickhouse_{name}"])
+        users.append(user(name, "default", grants, secret=secret, networks=_HERE))
+    return ET.tostring(root, encoding="unicode") + "\n"
 
 
-def offload_grants() -> tuple[str, ...]:
-    """Return what the offload's user may do: read the tables and views, never a queue."""
-    return (*(f"GRANT SELECT ON {x}" for x in _READABLE), *(f"REVOKE SELECT ON {x}" for x in _QUEUES))
+def _hashed(password: str) -> ET.Element:
+    secret = ET.Element("password_sha256_hex")
+    secret.text = hashlib.sha256(password.encode()).hexdigest()
+    return secret
 
 
-def view_grants(warehouse: Path) -> tuple[str, ...]:
-    """Return what the user may do that makes the views over hot and cold, and with whose rights they are read."""
-    readable = ("k2.*", "system.columns")
+def view_users(warehouse: Path, offload: Sequence[str]) -> dict[str, list[str]]:
+    """Return the grants of who makes the views over hot and cold, whose rights they have, and of who reads them.
+
+    Args:
+        warehouse: where Iceberg's files lie; no other file can be opened.
+        offload: the offload's grants: what it may not read, the views may not either.
+    """
     # No backslash survives the way into the grant; what else has a meaning in a pattern, the proof refuses in a path.
     pattern = re.sub(r"[.+()|$]", r"[\g<0>]", str(warehouse)) + "/.*"
-    return (
-        *(f"GRANT SELECT ON {x}" for x in readable),
-        *(f"REVOKE SELECT ON {x}" for x in _QUEUES),
-        f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
-        "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
-        f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
-    )
-
-
-def _user(name: str, password: str | None, profile: str, grants: tuple[str, ...]) -> str:
-    hashed = "" if password is None else hashlib.sha256(password.encode()).hexdigest()
-    secret = f"<password_sha256_hex>{hashed}</password_sha256_hex>" if hashed else "<password></password>"
-    allowed = "".join(f"<query>{escape(grant)}</query>" for grant in grants)
-    return (
-        f"<{name}>{secret}<networks><ip>127.0.0.1</ip></networks><profile>{profile}</profile><quota>default</quota>"
-        f"{f'<grants>{allowed}</grants>' if allowed else ''}</{name}>"
-    )
+    return {
+        "views": [
+            "GRANT SELECT ON k2.*",
+            "GRANT SELECT ON system.columns",
+            *(grant for grant in offload if grant.startswith("REVOKE SELECT ON k2.")),
+            f"GRANT CREATE VIEW, DROP VIEW ON {VIEWS}.*",
+            "GRANT CREATE TEMPORARY TABLE ON *.*",  # what a table function is to the server
+            f"GRANT READ ON FILE('{pattern}')",  # with a pattern, what reads plain files is refused whole
+        ],
+        "analyst": [f"GRANT SELECT ON {VIEWS}.*"],
+    }

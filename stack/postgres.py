@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import closing
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,20 @@ from psycopg2.extensions import connection, encrypt_password
 from stack import process
 from stack.errors import StackError
 from stack.progress import say
-from stack.state import Stack, is_reachable_by_others, write_private
+from stack.state import CLONE, Stack, is_reachable_by_others, write_private
 
 NAME = "postgres"
-# Role of each database's owner; the ledger's runtime role `coldchain` owns nothing.
-OWNERS = {"airflow": "airflow", "coldchain": "coldchain_owner", "iceberg": "iceberg"}
+SQL = CLONE / "include" / "sql" / "postgres"
+DATABASES = ("airflow", "coldchain", "iceberg")
+# Who logs in; what each may is shipped in SQL.
+LOGINS = ("airflow", "coldchain_owner", "coldchain", "coldchain_reader", "iceberg")
+# Files in the order in which they are applied, each in which database.
+IN_DATABASES = (
+    ("roles/020_restrict_databases.sql", "postgres"),
+    ("roles/030_restrict_schema.sql", "coldchain"),
+    ("roles/030_restrict_schema.sql", "iceberg"),
+    ("catalog/010_create_catalog.sql", "iceberg"),
+)
 
 
 def launch(stack: Stack) -> None:
@@ -61,6 +71,9 @@ def await_ready(stack: Stack, patience_s: float = 60.0) -> None:
         _create_databases(server)
     finally:
         server.close()
+    for file, database in IN_DATABASES:
+        with closing(connect(stack, database)) as server, server.cursor() as cursor:
+            cursor.execute((SQL / file).read_text(encoding="utf-8"))
     say(f"PostgreSQL answers on 127.0.0.1:{stack.ports['postgres']}")
 
 
@@ -173,23 +186,20 @@ def _run_initdb(stack: Stack, binaries: Path, folder: Path, password: Path) -> N
 
 
 def _create_roles(server: connection, stack: Stack) -> None:
-    """Create each role with its password, sent as a verifier so that no log can hold the password."""
+    """Create the roles, and give a password to who has none, as a verifier so that no log can hold the password."""
     with server.cursor() as cursor:
-        for role in (*OWNERS.values(), "coldchain"):
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,))
+        cursor.execute((SQL / "roles" / "010_create_roles.sql").read_text(encoding="utf-8"))
+        for role in LOGINS:
+            cursor.execute("SELECT 1 FROM pg_authid WHERE rolname = %s AND rolpassword IS NOT NULL", (role,))
             if cursor.fetchone() is None:
                 verifier = encrypt_password(stack.secrets[role], role, server, "scram-sha-256")
-                create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-                cursor.execute(create.format(sql.Identifier(role), sql.Literal(verifier)))
+                alter = sql.SQL("ALTER ROLE {} PASSWORD {}")
+                cursor.execute(alter.format(sql.Identifier(role), sql.Literal(verifier)))
 
 
 def _create_databases(server: connection) -> None:
-    """Create each database for its owner; only the owner, and the ledger's runtime role, may connect."""
     with server.cursor() as cursor:
-        for database, owner in OWNERS.items():
+        for database in DATABASES:
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,))
-            names = {"database": sql.Identifier(database), "owner": sql.Identifier(owner)}
             if cursor.fetchone() is None:
-                cursor.execute(sql.SQL("CREATE DATABASE {database} OWNER {owner}").format(**names))
-            cursor.execute(sql.SQL("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC").format(**names))
-        cursor.execute("GRANT CONNECT ON DATABASE coldchain TO coldchain")
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))

@@ -33,30 +33,42 @@ def public_settings(stack: Stack) -> dict[str, str]:
         "COLDCHAIN_VIEWS_PASSWORD": stack.secrets["clickhouse_views"],
         "COLDCHAIN_ANALYST_USER": "analyst",
         "COLDCHAIN_ANALYST_PASSWORD": stack.secrets["clickhouse_analyst"],
+        "COLDCHAIN_VALIDATOR_USER": "coldchain_validator",
+        "COLDCHAIN_VALIDATOR_PASSWORD": stack.secrets["clickhouse_coldchain_validator"],
         "COLDCHAIN_LOADER_USER": "loader",
         "COLDCHAIN_LOADER_PASSWORD": stack.secrets["clickhouse_loader"],
         "COLDCHAIN_LEDGER_URI": postgres_uri(stack, "coldchain", "coldchain"),
+        "COLDCHAIN_LEDGER_READER_URI": postgres_uri(stack, "coldchain_reader", "coldchain"),
         "COLDCHAIN_LEDGER_OWNER_URI": postgres_uri(stack, "coldchain_owner", "coldchain"),
         "COLDCHAIN_CATALOG_URI": postgres_uri(stack, "iceberg", "iceberg"),
         "COLDCHAIN_PG_SUPERUSER_URI": postgres_uri(stack, "postgres", "postgres"),
         "COLDCHAIN_WAREHOUSE": str(stack.warehouse),
+        "COLDCHAIN_METRICS_TOKEN": stack.secrets["metrics"],
         "COLDCHAIN_REGISTRY": os.environ.get("COLDCHAIN_REGISTRY") or str(CLONE / "include" / "tables.yaml"),
     }
 
 
 def connections(stack: Stack) -> dict[str, str]:
-    """Return the four Airflow connections as environment variables in JSON form."""
+    """Return the Airflow connections as environment variables in JSON form."""
+    clickhouse = {
+        "conn_type": "clickhouse",
+        "host": "127.0.0.1",
+        "port": stack.ports["clickhouse_native"],
+        "schema": "k2",
+        "extra": {"http_port": stack.ports["clickhouse_http"], "secure": False},
+    }
     postgres = {"host": "127.0.0.1", "port": stack.ports["postgres"]}
     iceberg = {"type": "sql", "warehouse": str(stack.warehouse), "uri_scheme": "postgresql+psycopg2"}
     forms: dict[str, dict[str, object]] = {
         "coldchain_clickhouse": {
-            "conn_type": "clickhouse",
-            "host": "127.0.0.1",
-            "port": stack.ports["clickhouse_native"],
-            "schema": "k2",
+            **clickhouse,
             "login": "coldchain",
             "password": stack.secrets["clickhouse_coldchain"],
-            "extra": {"http_port": stack.ports["clickhouse_http"], "secure": False},
+        },
+        "coldchain_clickhouse_validator": {
+            **clickhouse,
+            "login": "coldchain_validator",
+            "password": stack.secrets["clickhouse_coldchain_validator"],
         },
         "coldchain_postgres": {
             "conn_type": "postgres",
@@ -64,6 +76,13 @@ def connections(stack: Stack) -> dict[str, str]:
             "schema": "coldchain",
             "login": "coldchain",
             "password": stack.secrets["coldchain"],
+        },
+        "coldchain_postgres_reader": {
+            "conn_type": "postgres",
+            **postgres,
+            "schema": "coldchain",
+            "login": "coldchain_reader",
+            "password": stack.secrets["coldchain_reader"],
         },
         "coldchain_iceberg": {
             "conn_type": "generic",

@@ -24,14 +24,17 @@ PASSWORDS = (
     "airflow",
     "coldchain_owner",
     "coldchain",
+    "coldchain_reader",
     "iceberg",
     "clickhouse_coldchain",
+    "clickhouse_coldchain_validator",
     "clickhouse_loader",
     "clickhouse_views",
     "clickhouse_analyst",
     "airflow_admin",
     "airflow_api",
     "airflow_jwt",
+    "metrics",
 )
 
 

@@ -57,8 +57,11 @@ class Steps:
         self.settings = Settings.from_environment(self.environment)
         self.spec = spec
         self.name = spec.name
-        self.client = HttpClickHouse(
-            self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
+        self.client = HttpClickHouse.of(self.settings)
+        self.validator = HttpClickHouse(
+            self.settings.clickhouse_url,
+            environment["COLDCHAIN_VALIDATOR_USER"],
+            environment["COLDCHAIN_VALIDATOR_PASSWORD"],
         )
         self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
         self.lake = Lake(self.settings.catalog_properties)
@@ -90,7 +93,7 @@ class Steps:
         turn = self.turn(run_key)
         stage = protocol.latest_stage(turn, reading.work, "staged")
         assert stage is not None
-        found = [summary.to_json() for summary in proof.prove(turn, stage, self.client)]
+        found = [summary.to_json() for summary in proof.prove(turn, stage, self.validator)]
         turn.ledger.note(self.name, stage.token, run_key, "validated", {"checks": found})
         return protocol.publish(turn, stage, reading.work)
 

@@ -37,7 +37,7 @@ def read(turn: protocol.Turn, settings: Settings, folder: Path) -> dict[str, obj
     """Run read_watermark, and keep its plan in the folder."""
     exact = folder / "window.json"
     asked = Request(Window(*json.loads(exact.read_text())) if exact.exists() else None, None)
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     reading = protocol.read(turn, Source(client, turn.spec), asked)
     plan = folder / "work.json"
     plan.unlink(missing_ok=True)

@@ -391,6 +391,21 @@ def proof() -> dict[str, Any]:
                 "none",
                 of("validation_total", "{{table}} {{result}}", "increase({}[1h])"),
             ),
+            panel("Segments that differ", "timeseries", "none", of("segments_unequal"), bad_from=1),
+            panel(
+                "Since the segment longest unseen was compared",
+                "timeseries",
+                "s",
+                of("table_verified_timestamp_seconds", how="time() - {}"),
+                bad_from=90000,
+            ),
+            panel("Files of somebody else", "timeseries", "none", of("foreign_files"), bad_from=1),
+            panel(
+                "Segments that differed, share of 30 days",
+                "bargauge",
+                "percentunit",
+                ("{{table}}", f"table:coldchain_unequal:avg30d{{{_CHOSEN}}}"),
+            ),
             panel("Rows that break a warning check", "timeseries", "none", of("check_broken_rows")),
             panel(
                 "Attempts that were overtaken and wrote nothing, in a day",

@@ -1,20 +1,23 @@
 """Airflow connections turned into what the protocol needs. Imported inside tasks only, never while a DAG is parsed.
 
-| connection            | holds                                                                             |
-|-----------------------|-----------------------------------------------------------------------------------|
-| `coldchain_clickhouse`| host, native port, login, password; extra `http_port`, `secure`                   |
-| `coldchain_postgres`  | the ledger's database and its runtime role                                        |
-| `coldchain_iceberg`   | the catalog's database; extra `warehouse`                                         |
-| `spark_default`       | the Spark master                                                                  |
-| `coldchain_views`     | optional: login, password and database (schema) of the views over hot and cold    |
+| connection                       | holds                                                                             |
+|----------------------------------|-----------------------------------------------------------------------------------|
+| `coldchain_clickhouse`           | host, native port, login, password; extra `http_port`, `secure`, `ca_certs`       |
+| `coldchain_clickhouse_validator` | the same with the validator's user, for the check `balance`                       |
+| `coldchain_postgres`             | the ledger's database and its runtime role; extra `sslmode`, `sslrootcert`        |
+| `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
+| `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
+| `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process |
+| `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
+| `coldchain_notify_...`           | optional: who is told (`coldchain.notify`)                                        |
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_clickhouse_plugin.hooks.clickhouse import ClickHouseHook
@@ -23,12 +26,14 @@ from clickhouse_driver import Client as NativeClient, errors
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.sql import Query
-from coldchain.settings import Settings
+from coldchain.notify import SENDERS
+from coldchain.settings import SETTINGS_FILE, Settings
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
-CLICKHOUSE, POSTGRES, ICEBERG, SPARK = (
+CLICKHOUSE, VALIDATOR, POSTGRES, ICEBERG, SPARK = (
     "coldchain_clickhouse",
+    "coldchain_clickhouse_validator",
     "coldchain_postgres",
     "coldchain_iceberg",
     "spark_default",
@@ -69,6 +74,7 @@ class NativeClickHouse:
     """Callable as `client(query) -> rows` over the native protocol."""
 
     def __init__(self, conn_id: str = CLICKHOUSE) -> None:
+        self._conn_id = conn_id
         self._hook = OffloadClickHouseHook(clickhouse_conn_id=conn_id)
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
@@ -78,21 +84,21 @@ class NativeClickHouse:
         try:
             return list(client.execute(query.text, query.parameters or None))
         except errors.ServerException as error:
-            raise error_of(error.code, error.message, address) from None
+            raise error_of(error.code, error.message, address, self._conn_id) from None
         except (errors.Error, OSError, EOFError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise Unavailable(
-                f"ClickHouse at {address} failed: {said}; check that it is up and that connection {CLICKHOUSE} is right"
+                f"ClickHouse at {address} failed: {said}; check that it is up and that connection {self._conn_id} "
+                "is right"
             ) from None
         finally:
             client.disconnect()
 
 
 def ledger() -> PostgresLedger:
-    """Open the ledger through the Postgres provider."""
-    connection(POSTGRES)
-    # The hook's own connections are psycopg 3's where that is installed, and psycopg 2's where it is not.
-    return PostgresLedger.from_uri(PostgresHook(postgres_conn_id=POSTGRES).get_uri())
+    """Open the ledger by its connection."""
+    # Not by the hook of the Postgres provider: its URI leaves sslmode out (7.1), so that nothing would be verified.
+    return PostgresLedger.from_uri(_uri(connection(POSTGRES)))
 
 
 def settings() -> Settings:
@@ -108,10 +114,20 @@ def settings() -> Settings:
         clickhouse_url=f"{scheme}://{clickhouse.host}:{http['http_port']}",
         clickhouse_user=clickhouse.login or "default",
         clickhouse_password=clickhouse.password or "",
+        clickhouse_ca=str(http.get("ca_certs") or ""),
         ledger_uri=_uri(postgres),
         catalog_uri=_uri(iceberg),
         warehouse=warehouse,
     )
+
+
+def senders() -> list[Connection]:
+    """Return the connections that messages go to: none until somebody adds one."""
+    found = []
+    for conn_id in SENDERS:
+        with contextlib.suppress(AirflowNotFoundException):
+            found.append(BaseHook.get_connection(conn_id))
+    return found
 
 
 def views() -> Views | None:
@@ -120,7 +136,26 @@ def views() -> Views | None:
         found = BaseHook.get_connection(VIEWS)
     except AirflowNotFoundException:
         return None
-    return Views.at(settings().clickhouse_url, found.login or "", found.password or "", found.schema or DATABASE)
+    return Views.at(settings(), found.login or "", found.password or "", found.schema or DATABASE)
+
+
+def driver_environment() -> dict[str, str]:
+    """Return how the Spark driver learns of addresses and secrets: never by an argument, which any user can list.
+
+    In its environment, where it is a child of this process. For YARN and Kubernetes the Spark provider (6.3.4) turns
+    `env_vars` into --conf arguments, and in cluster mode it refuses them: there the extra names a mounted file.
+    """
+    spark = connection(SPARK)
+    if named := spark.extra_dejson.get("settings_file"):
+        return {SETTINGS_FILE: str(named)}
+    master, mode = spark.host or "yarn", spark.extra_dejson.get("deploy-mode")
+    if "yarn" in master or "k8s" in master or mode == "cluster":
+        raise Permanent(
+            f"connection {SPARK} master={master} deploy-mode={mode or 'client'}: the driver's secrets would become "
+            "arguments of spark-submit; mount them as a file where the driver runs, and name it in the connection's "
+            "extra settings_file"
+        )
+    return settings().to_environment()
 
 
 def _uri(found: Connection) -> str:

@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
         return 64
     try:
         found = Settings.from_environment()
-        client = HttpClickHouse(found.clickhouse_url, found.clickhouse_user, found.clickhouse_password)
+        client = HttpClickHouse.of(found)
         print(entry(describe(client, arguments[0])), end="")
     except ColdchainError as error:
         print(error, file=sys.stderr)

@@ -71,7 +71,8 @@ class RecordFailure:
 
     def __call__(self, context: Any) -> None:
         """Record; never raises, for a failing callback would hide the task's own error."""
-        from coldchain.connections import ledger
+        from coldchain import notify
+        from coldchain.connections import ledger, senders
 
         sentence = str(context.get("exception") or "the task's process died")
         with suppress(Exception):
@@ -81,5 +82,6 @@ class RecordFailure:
             kind = getattr(context.get("exception"), "coldchain_kind", UNEXPECTED)
             task = getattr(context.get("task_instance"), "task_id", "?")
             note_failure(book, self.table, run_key, task, sentence, kind)
+            notify.failing(book, self.table, kind, sentence, run_key, senders)
         except Exception as error:
-            log.warning("the failure of %s could not be recorded in the ledger: %s", self.table, error)
+            log.warning("the failure of %s could not be recorded or told: %s", self.table, error)

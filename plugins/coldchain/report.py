@@ -41,7 +41,7 @@ class Services:
     def open(cls, settings: Settings) -> Services:
         """Address all services; each is reached when it is first used."""
         return cls(
-            HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password),
+            HttpClickHouse.of(settings),
             PostgresLedger.from_uri(settings.ledger_uri),
             Lake(settings.catalog_properties),
         )

@@ -6,19 +6,28 @@ same values from Airflow connections. They never travel in arguments, plans or l
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from coldchain.core.errors import Permanent
 from coldchain.core.production import PRODUCTION, PROFILES, refusals
 
 CATALOG_NAME = "coldchain"
+SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
+_NAMES = ("CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "LEDGER_URI", "CATALOG_URI", "WAREHOUSE")
+_CA = "COLDCHAIN_CLICKHOUSE_CA"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where ClickHouse (over HTTP), the ledger, the catalog and the warehouse are."""
+    """Where ClickHouse (over HTTP), the ledger, the catalog and the warehouse are.
+
+    `clickhouse_ca` is a file of the authorities that ClickHouse's certificate is verified by; the system's without one.
+    PostgreSQL's stand in the URIs (`sslmode=verify-full&sslrootcert=...`).
+    """
 
     clickhouse_url: str
     clickhouse_user: str
@@ -26,6 +35,7 @@ class Settings:
     ledger_uri: str = field(repr=False)
     catalog_uri: str = field(repr=False)
     warehouse: str
+    clickhouse_ca: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
@@ -50,18 +60,41 @@ class Settings:
             "COLDCHAIN_LEDGER_URI": self.ledger_uri,
             "COLDCHAIN_CATALOG_URI": self.catalog_uri,
             "COLDCHAIN_WAREHOUSE": self.warehouse,
+            **({_CA: self.clickhouse_ca} if self.clickhouse_ca else {}),
         }
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Read the settings; Permanent names every variable that is missing."""
-        names = ("CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "LEDGER_URI", "CATALOG_URI", "WAREHOUSE")
-        missing = [f"COLDCHAIN_{name}" for name in names if f"COLDCHAIN_{name}" not in environment]
+        """Read the settings, from the file that COLDCHAIN_SETTINGS_FILE names where it is set.
+
+        Raises:
+            Permanent: names every variable that is missing, or says what is wrong with the file.
+        """
+        if SETTINGS_FILE in environment:
+            environment = _read_file(Path(environment[SETTINGS_FILE]))
+        missing = [f"COLDCHAIN_{name}" for name in _NAMES if f"COLDCHAIN_{name}" not in environment]
         if missing:
             raise Permanent(f"{', '.join(missing)} not set: source the env file that `make up` wrote")
-        return cls(*(environment[f"COLDCHAIN_{name}"] for name in names))
+        return cls(*(environment[f"COLDCHAIN_{name}"] for name in _NAMES), environment.get(_CA, ""))
 
     @property
     def catalog_properties(self) -> dict[str, str]:
         """Properties for pyiceberg's `load_catalog`."""
         return {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    """Read a JSON object of the same variables, a secret that is mounted where the driver runs."""
+    try:
+        if path.stat().st_mode & 0o007:
+            raise Permanent(
+                f"{SETTINGS_FILE}={path} is open to others: give it mode 0400, or 0440 with a group of its own"
+            )
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        # What a parser says of a broken file may quote it.
+        said = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise Permanent(f"{SETTINGS_FILE}={path} can't be read where the driver runs: {said}; mount it there") from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise Permanent(f"{SETTINGS_FILE}={path} must be a JSON object of variables and their texts")
+    return found

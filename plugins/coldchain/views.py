@@ -49,9 +49,13 @@ class Views:
     database: str = DATABASE
 
     @classmethod
-    def at(cls, url: str, user: str, password: str, database: str = DATABASE) -> Views:
-        """Open nothing yet; `url` is the source's server."""
-        return cls(HttpClickHouse(url, user, password, timeout_s=TIMEOUT_S, connection=CONNECTION), database)
+    def at(cls, settings: Settings, user: str, password: str, database: str = DATABASE) -> Views:
+        """Open nothing yet; the views lie on the source's server."""
+        client = HttpClickHouse(
+            settings.clickhouse_url, user, password, ca_file=settings.clickhouse_ca, timeout_s=TIMEOUT_S,
+            conn_id=CONNECTION,
+        )  # fmt: skip
+        return cls(client, database)
 
 
 def view_text(spec: TableSpec, source: Types, cold: Mapping[str, str], proven: Proven, database: str = DATABASE) -> str:
@@ -196,8 +200,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Views:
     if missing := [name for name in names if name not in environment]:
         raise Permanent(f"{', '.join(missing)} not set: source the env file that `make up` wrote")
     user, password = (environment[name] for name in names)
-    url = Settings.from_environment(environment).clickhouse_url
-    return Views.at(url, user, password, environment.get("COLDCHAIN_VIEWS_DATABASE", DATABASE))
+    settings = Settings.from_environment(environment)
+    return Views.at(settings, user, password, environment.get("COLDCHAIN_VIEWS_DATABASE", DATABASE))
 
 
 def main() -> int:

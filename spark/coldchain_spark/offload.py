@@ -118,7 +118,7 @@ class _Offload:
         self.job, self.spec, self.settings, self.ledger, self.map, self.cores = (
             job, job.spec, settings, ledger, run, cores
         )  # fmt: skip
-        self.client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+        self.client = HttpClickHouse.of(settings)
         self.source = Source(self.client, job.spec)
         self.turn = Turn(job.spec, job.run_key, ledger, Lake(settings.catalog_properties))
         self.written: list[str] = []

@@ -19,6 +19,8 @@ from typing import Any
 SMALL_ROWS = 500_000
 DRIVER_STREAMS = 2
 PROGRESS_S = 5.0
+# Spark's own leaves `credential` out (4.1). Also in spark/conf, for what spark-submit shows before this is read.
+REDACTED = "(?i)secret|password|token|access[.]?key|credential"
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def _start_spark() -> Any:
     # No SQL session, no UI: no row passes through the JVM. Failed streams are retried by ourselves; Spark's own
     # retries cover lost executors.
     conf = SparkConf().set("spark.ui.enabled", "false").set("spark.python.worker.reuse", "true")
+    conf.setIfMissing("spark.redaction.regex", REDACTED)
     context = SparkContext(conf=conf)
     context.setLogLevel("ERROR")
     return context

@@ -85,7 +85,7 @@ def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query
 
 def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
     """Stream a slice, again where the stream was cut or the source changed under it; never raises ColdchainError."""
-    client = HttpClickHouse(job.settings.clickhouse_url, job.settings.clickhouse_user, job.settings.clickhouse_password)
+    client = HttpClickHouse.of(job.settings)
     where = f"table={job.spec.name} window={part.window}"
     failure: ColdchainError = Transient(f"{where}: not tried")
     for _ in range(TRIES):

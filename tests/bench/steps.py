@@ -56,7 +56,7 @@ def read(run: Run) -> None:
     from coldchain.source import Source
 
     settings = run.settings
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     reading = protocol.read(run.turn(), Source(client, run.spec), Request(None, None))
     if reading.work is None:
         raise SystemExit(f"nothing to move: {reading.sentence}")

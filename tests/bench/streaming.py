@@ -26,7 +26,7 @@ def rows_per_s(events: Path) -> float:
 
 def to_nowhere_rows_per_s(spec: TableSpec, settings: Settings, work: Work, cores: int) -> float:
     """Return ClickHouse's own rate at its best: one query a window, or the job's slices, as many at once as cores."""
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     whole = [Slice(window, window, fingerprint.rows) for window, fingerprint in work.windows]
     counts = Source(client, spec).counts([part.window for part in whole], STEP_US)
     limit = slice_rows(work.rows, cores)

@@ -398,6 +398,19 @@ class LedgerContract:
         assert ledger.state(name).watermark_us == T0, "what is lost is missing again"
         assert ledger.state(name).last_rows_us is None
 
+    def test_people_are_told_once_of_an_incident_and_once_of_its_end(self, ledger: Ledger, name: str) -> None:
+        incident = ledger.open_incident(name, "Unavailable", "it is away", "run/1")
+        assert incident is not None
+        assert ledger.open_incident(name, "Unavailable", "still", "run/2") == incident, "nobody was told yet"
+        ledger.note_told(incident)
+        assert ledger.open_incident(name, "Unavailable", "still", "run/3") is None
+        other = ledger.open_incident(name, "SchemaDrift", "a column", "run/3")
+        assert other not in (None, incident)
+        assert ledger.close_incidents(name) == ["Unavailable"], "only those of which people were told"
+        assert ledger.close_incidents(name) == []
+        again = ledger.open_incident(name, "Unavailable", "once more", "run/4")
+        assert again not in (None, incident)
+
     def test_an_audit_marks_what_it_saw(self, ledger: Ledger, name: str) -> None:
         token = ledger.acquire(name, "run/1")
         self.record(ledger, name, token, compared_to_us=T0 + 3 * GRID)

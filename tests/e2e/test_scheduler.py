@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -413,29 +412,3 @@ def test_a_wrong_stretch_fails_with_a_sentence_and_writes_nothing(
     assert story.heads() == before
     story.trigger()
     story.check_equal(12_532)
-
-
-def test_y_spark_sql_reads_in_all_ten_tables_what_clickhouse_holds(story: Story, state: Path) -> None:
-    """Another reader, another function: `make verify ENGINE=spark`."""
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT), "ENGINE": "spark"}
-    command = [sys.executable, "-m", "stack", "verify"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    for spec in TABLES:
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{spec.name}: ")]
-        said = re.fullmatch(r"\w+: ([\d,]+) rows in (\d+) of \2 segments, read by Spark SQL: equal", line)
-        assert said, line
-        assert int(said[1].replace(",", "")) > 0
-
-
-def test_z_no_secret_is_in_logs_arguments_or_the_ui(story: Story, working_run: str) -> None:
-    views_password = story.environment["COLDCHAIN_VIEWS_PASSWORD"]
-    secrets = [story.settings.clickhouse_password, views_password, *(uri.split(":")[2].split("@")[0] for uri in (
-        story.settings.ledger_uri, story.settings.catalog_uri))]  # fmt: skip
-    assert all(len(secret) > 8 for secret in secrets)
-    shown = [str(task) for task in story.api.tasks(DAG, working_run)]
-    for path in Path(story.environment["AIRFLOW_HOME"], "logs").rglob("*.log"):
-        shown.append(path.read_text(errors="replace"))
-    text = "\n".join(shown)
-    assert "coldchain" in text
-    assert not [secret for secret in secrets if secret in text]

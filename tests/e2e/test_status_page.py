@@ -31,7 +31,7 @@ pytestmark = [
 def api(airflow: dict[str, str], state: Path) -> AirflowApi:
     """Offload one table: the page then has something to show. Trades are loaded where no test before has."""
     settings = Settings.from_environment(airflow)
-    source = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    source = HttpClickHouse.of(settings)
     if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
         environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)

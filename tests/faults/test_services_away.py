@@ -214,7 +214,7 @@ def test_a_truncating_profile_is_refused(published: Lab, setting: tuple[str, str
         SourceTruncates, match=rf"setting {setting[0]}=.* can hide rows|setting limit or offset .* hides rows"
     ):
         published.read(run_key="test/truncated")
-    published.client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    published.client = HttpClickHouse.of(settings)
     check_heals(published)
 
 

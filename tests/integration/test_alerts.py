@@ -7,12 +7,16 @@ no Airflow in this tier (`tests/e2e/test_runbooks.py` has one). Dashboards are a
 from __future__ import annotations
 
 import json
+import queue
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request as HttpRequest, urlopen
 
 import pytest
 import uvicorn
@@ -29,8 +33,8 @@ from coldchain.registry import load_registry
 from coldchain.ui import app as page
 from monitoring.grafana import dashboards
 from tests.lab import Lab, yesterday
-from tests.prometheus import Prometheus, free_port, scraping
-from tests.watch import Shell, blocks_of, needs_prometheus
+from tests.prometheus import Prometheus, free_port, scraping, serving
+from tests.watch import MONITORING, Shell, alerts, blocks_of, needs_alertmanager, needs_prometheus
 
 pytestmark = [needs_prometheus, pytest.mark.timeout(600)]
 TOKEN = "a-token-of-the-test"
@@ -198,6 +202,55 @@ def test_lost_windows_are_moved_once_the_source_has_them_again(environment: dict
         lab.check_equal(21)
     finally:
         tables.close()
+
+
+@needs_alertmanager
+def test_alertmanager_tells_the_pager_what_is_worst_and_keeps_the_rest_to_itself(tmp_path: Path) -> None:
+    got: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    class Pager(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            got.put({**body, "authorization": self.headers["Authorization"]})
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    pager = ThreadingHTTPServer(("127.0.0.1", 0), Pager)
+    threading.Thread(target=pager.serve_forever, daemon=True).start()
+    for secret in ("pager_token", "smtp_password", "slack_webhook_url"):
+        (tmp_path / secret).write_text("http://127.0.0.1:9/none" if "slack" in secret else secret)
+    text = (MONITORING / "alertmanager" / "alertmanager.yml").read_text()
+    text = text.replace("/run/secrets", str(tmp_path)).replace("mail.example.org:587", "127.0.0.1:9")
+    text = text.replace("https://pager.example.org/", f"http://127.0.0.1:{pager.server_port}/")
+    (tmp_path / "alertmanager.yml").write_text(text.replace("group_wait: 30s", "group_wait: 1s"))
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [
+        shutil.which("prometheus-alertmanager") or "", f"--config.file={tmp_path / 'alertmanager.yml'}",
+        f"--storage.path={tmp_path / 'data'}", f"--web.listen-address={url.removeprefix('http://')}",
+        "--cluster.listen-address=",
+    ]  # fmt: skip
+    named = {
+        "ColdchainNoRuns": "", "ColdchainFreshnessBurnFast": "a", "ColdchainProofFailing": "a",
+        "ColdchainTableFailing": "a", "ColdchainChecksBroken": "b",
+    }  # fmt: skip
+    sent = [
+        {"labels": {"alertname": name, **alerts()[name]["labels"], **({"table": table} if table else {})}}
+        for name, table in named.items()
+    ]
+    with serving(command, f"{url}/-/ready", tmp_path / "alertmanager.log"):
+        request = HttpRequest(f"{url}/api/v2/alerts", json.dumps(sent).encode(), {"Content-Type": "application/json"})
+        urlopen(request, timeout=10).close()
+        told = [got.get(timeout=60), got.get(timeout=60)]
+        with urlopen(f"{url}/api/v2/alerts", timeout=10) as answer:
+            inhibited = {a["labels"]["alertname"] for a in json.load(answer) if a["status"]["inhibitedBy"]}
+    pager.shutdown()
+    pager.server_close()
+    assert inhibited == {"ColdchainFreshnessBurnFast", "ColdchainTableFailing"}
+    assert {each["groupLabels"]["alertname"] for each in told} == {"ColdchainNoRuns", "ColdchainProofFailing"}
+    assert {each["authorization"] for each in told} == {"Bearer pager_token"}
 
 
 def test_every_query_of_the_dashboards_returns_data(prometheus: Prometheus, tables: Tables) -> None:

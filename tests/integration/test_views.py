@@ -353,7 +353,7 @@ def test_an_analyst_may_read_the_views_and_nothing_else(lab: ViewLab) -> None:
 
 
 def test_what_stops_a_view_is_said_with_what_to_do(lab: ViewLab) -> None:
-    wrong = Views.at(lab.settings.clickhouse_url, "views", "wrong")
+    wrong = Views.at(lab.settings, "views", "wrong")
     with pytest.raises(Unavailable, match="refuses the user or password of connection coldchain_views"):
         views.rewrite(wrong, lab.spec, lab.ledger)
     gone: TableSpec = replace(lab.spec, source="k2.nobody_made_it")

@@ -39,7 +39,7 @@ def run(spec: TableSpec, settings: Settings, run_key: str, asked: Request, now_u
 
 def _tasks(spec: TableSpec, settings: Settings, run_key: str, asked: Request) -> None:
     turn = protocol.Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
-    client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    client = HttpClickHouse.of(settings)
     reading = protocol.read(turn, Source(client, spec), asked)
     if reading.work is None:
         return

@@ -9,14 +9,14 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from coldchain import connections, dagfactory
-from stack import settings
-from stack.clickhouse import OVERFLOW_MODES
+from coldchain.ui import access
+from stack import postgres, settings
+from stack.clickhouse_access import container_users
 from stack.state import PASSWORDS, PORTS, Stack
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,8 @@ def test_the_connections_are_those_of_the_embedded_stack(entered: dict[str, str]
     wanted = settings.connections(embedded)
     assert set(wanted) == {name for name in entered if name.startswith("AIRFLOW_CONN_")}
     assert {name.removeprefix("AIRFLOW_CONN_").lower() for name in wanted} == {
-        connections.CLICKHOUSE, connections.POSTGRES, connections.ICEBERG, connections.SPARK,
+        connections.CLICKHOUSE, connections.VALIDATOR, connections.POSTGRES, access.READER, connections.ICEBERG,
+        connections.SPARK,
     }  # fmt: skip
     for name, text in wanted.items():
         there, here = json.loads(entered[name]), json.loads(text)
@@ -104,7 +105,9 @@ def test_every_connection_has_the_secret_of_its_role(entered: dict[str, str]) ->
     passwords = {name: json.loads(value).get("password") for name, value in entered.items() if "_CONN_" in name}
     assert passwords == {
         "AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE": "clickhouse_coldchain0123",
+        "AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE_VALIDATOR": "clickhouse_coldchain_validator0123",
         "AIRFLOW_CONN_COLDCHAIN_POSTGRES": "postgres_coldchain0123",
+        "AIRFLOW_CONN_COLDCHAIN_POSTGRES_READER": "postgres_coldchain_reader0123",
         "AIRFLOW_CONN_COLDCHAIN_ICEBERG": "postgres_iceberg0123",
         "AIRFLOW_CONN_SPARK_DEFAULT": None,
     }
@@ -195,9 +198,12 @@ def test_components_depend_on_init_and_reach_each_other() -> None:
 
 def test_databases_and_roles_are_those_of_the_embedded_stack() -> None:
     script = (ROOT / "docker" / "postgres" / "010_create_databases.sh").read_text(encoding="utf-8")
-    embedded = (ROOT / "stack" / "postgres.py").read_text(encoding="utf-8")
-    for name in re.findall(r"CREATE (?:ROLE|DATABASE) (\w+)", script):
-        assert re.search(rf"\b{name}\b", embedded), f"{name} is unknown to stack/postgres.py"
+    assert tuple(re.findall(r"CREATE DATABASE (\w+)", script)) == postgres.DATABASES
+    assert tuple(re.findall(r"ALTER ROLE (\w+) PASSWORD", script)) == postgres.LOGINS
+    applied = re.findall(r"as_superuser (\w+) --file /sql/(\S+)", script)
+    assert [(file, database) for database, file in applied[1:]] == list(postgres.IN_DATABASES)
+    assert applied[0] == ("postgres", "roles/010_create_roles.sql")
+    assert "./include/sql/postgres:/sql:ro" in SERVICES["postgres"]["volumes"]
 
 
 def test_the_image_installs_the_pinned_requirements_on_the_supported_python_and_java() -> None:
@@ -225,12 +231,8 @@ def test_clickhouse_grants_cover_every_system_table_that_the_code_reads() -> Non
         assert f"GRANT SELECT ON {name}<" in users, name
 
 
-def test_clickhouse_pins_every_overflow_mode_for_the_offloads_user() -> None:
-    profile = ElementTree.parse(ROOT / "docker" / "clickhouse" / "users.xml").find("profiles/coldchain")
-    assert profile is not None
-    for mode in OVERFLOW_MODES:
-        assert profile.findtext(mode) == "throw", mode
-        assert profile.find(f"constraints/{mode}/const") is not None, mode
+def test_clickhouse_s_users_are_what_the_shipped_sql_says() -> None:
+    assert (ROOT / "docker" / "clickhouse" / "users.xml").read_text(encoding="utf-8") == container_users()
 
 
 def test_limits_fit_a_machine_of_two_cores() -> None:

@@ -100,6 +100,7 @@ AIRFLOW_SIDE = (
     "dagfactory",
     "downstream",
     "failures",
+    "notify",
     "operators",
     "sensors",
     "triggers",

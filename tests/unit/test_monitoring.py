@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from coldchain.core.windows import DAY_US, floor_us, to_datetime, to_us
 from coldchain.registry import load_registry
 from coldchain.ui import metrics
 from coldchain.ui.queries import Facts
+from monitoring.grafana import dashboards
 from tests.watch import (
     MONITORING,
     ROOT,
@@ -148,6 +150,24 @@ def test_what_inhibits_and_is_inhibited_exists() -> None:
         assert any(re.fullmatch(pattern.strip('"'), name) for name in alerts()), pattern
 
 
+def test_the_dashboards_are_what_the_code_makes() -> None:
+    command = "run python monitoring/grafana/dashboards.py"
+    made = dashboards.files()
+    assert set(made) == set((MONITORING / "grafana").glob("*.json"))
+    assert {path: path.read_text() for path in made} == made, f"a dashboard is stale: {command}"
+
+
+def test_the_dashboards_show_every_metric_and_every_named_one_exists() -> None:
+    found = {each["title"]: each for each in map(json.loads, dashboards.files().values())}
+    queries = [target["expr"] for each in found.values() for panel in each["panels"] for target in panel["targets"]]
+    shown = {name for query in queries for name in promql_names(query)}
+    assert shown <= SERVED | recorded()
+    assert {name for name in SERVED - shown if not name.endswith(("_bucket", "_sum", "_count"))} == set()
+    for path in (*RUNBOOKS.glob("*.md"), ROOT / "docs" / "slos.md"):
+        named = re.findall(r'"(Coldchain\s[a-z ]+)"', " ".join(path.read_text().split()))
+        assert set(named) <= set(found), path
+
+
 # -- a healthy day ----------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +207,8 @@ class Day:
         return Facts(**{
             **none, "name": table.name, "origin": origin, "watermark": watermark if self.has_rows else None,
             "state": "success", "last_success": last, "last_seconds": 60.0 if self.has_rows else None, "failures": 0,
-            "rows_today": 0, "bytes_today": 0, "covered_above_s": 0.0, "expired": 0, "publishing": 0,
+            "rows_today": 0, "bytes_today": 0, "covered_above_s": 0.0, "expired": 0, "publishing": 0, "unequal": 0,
+            "foreign_files": 0, "verified_at": self.at - timedelta(hours=21) if self.has_rows else None,
             "last_event": "committed", "last_at": last, "checks": [],
         })  # fmt: skip
 
@@ -230,8 +251,8 @@ def test_no_alert_fires_in_a_day_of_a_healthy_and_of_an_idle_system(tmp_path: Pa
     moments = (begin + timedelta(seconds=second) for second in seconds)
     series = samples_of((Day(tables, at, has_rows=has_rows) for at in moments), read)
     series["coldchain_exporter_last_ledger_read_timestamp_seconds{}"] = [str(second) for second in seconds]
-    attempts = [name for name in series if name.startswith("coldchain_table_last_attempt")]
-    for name in attempts:  # the same clock for both, as in the ledger
+    # The same clock as the exporter's, as in the ledger.
+    for name in [name for name in series if "_last_success_" in name or "_verified_" in name]:
         series[name] = [f"{float(value) - begin.timestamp():.0f}" for value in series[name]]
     series['coldchain_table_lag_seconds{table="stuck"}'] = [str(second) for second in seconds]
     series['coldchain_table_lag_limit_seconds{table="stuck"}'] = ["1860"] * len(seconds)

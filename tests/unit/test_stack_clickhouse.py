@@ -4,9 +4,13 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import chdb
 import pytest
 
-from stack import clickhouse, state
+from coldchain.source import _ALLOWED_SETTINGS
+from coldchain_spark.stream import STREAM_SETTINGS
+from stack import clickhouse, clickhouse_access, state
+from stack.errors import StackError
 from stack.state import Stack
 
 EXCHANGES = ("binance", "kraken", "coinbase")
@@ -28,29 +32,54 @@ def test_nothing_listens_beyond_loopback_and_nobody_enters_from_beyond(stack: St
         "127.0.0.1"
     ]
     networks = [each.text for each in ET.fromstring(clickhouse._users(stack)).iter("ip")]
-    assert networks == ["127.0.0.1"] * 5
+    assert networks == ["127.0.0.1"] * 6
 
 
-def test_the_offload_s_user_can_read_only_and_is_never_cut_short(stack: Stack) -> None:
+@pytest.mark.parametrize("name", ["coldchain", "coldchain_validator"])
+def test_coldchain_s_users_have_what_the_shipped_sql_gives_their_roles(stack: Stack, name: str) -> None:
     users = ET.fromstring(clickhouse._users(stack))
-    profile = users.find("profiles/offload")
-    assert profile is not None
-    assert profile.findtext("readonly") == "2"
-    for mode in clickhouse.OVERFLOW_MODES:
-        assert profile.findtext(mode) == "throw"
-        assert profile.find(f"constraints/{mode}/const") is not None
-    grants = [each.text or "" for each in users.iterfind("users/coldchain/grants/query")]
-    given = [grant for grant in grants if not grant.startswith("REVOKE ")]
-    assert given
-    assert all(grant.startswith("GRANT SELECT ON ") for grant in given)
+    grants = [each.text for each in users.iterfind(f"users/{name}/grants/query")]
+    assert grants == clickhouse_access.read_access().grants[clickhouse_access.ROLES[name]]
+    assert [f"REVOKE SELECT ON k2.bronze_trades_{exchange}_queue" for exchange in EXCHANGES] == grants[-3:]
 
 
-def test_the_offload_s_user_can_not_take_messages_from_a_queue(stack: Stack) -> None:
-    queues = [f"REVOKE SELECT ON k2.bronze_trades_{exchange}_queue" for exchange in EXCHANGES]
-    production = ET.parse(clickhouse.CLONE / "docker" / "clickhouse" / "users.xml").getroot()
-    for users in (ET.fromstring(clickhouse._users(stack)), production):
-        grants = [each.text for each in users.iterfind("users/coldchain/grants/query")]
-        assert [each for each in grants if each in queues] == queues
+def test_every_setting_that_the_code_sends_may_be_sent() -> None:
+    """Those that 030 adds are the ones that an older server does not know: the image's users must not name them."""
+    profiles = clickhouse_access.read_access().profiles
+    allowed = {each.tag for name in ("coldchain_reader", "coldchain_reader_parquet")
+               for each in profiles[name].iterfind("constraints/*[changeable_in_readonly]")}  # fmt: skip
+    sent = {*STREAM_SETTINGS, "output_format_json_quote_64bit_integers", "output_format_json_quote_decimals"}
+    assert allowed == {*sent, "prefer_column_name_to_alias"}
+    assert not set(profiles["coldchain_reader_parquet"].itertext()) & {"throw"}
+    assert "coldchain_reader_parquet" not in clickhouse_access.container_users()
+
+
+def test_every_setting_that_could_hide_rows_is_pinned_or_can_not_be_changed() -> None:
+    profile = clickhouse_access.read_access().profiles["coldchain_reader"]
+    assert profile.findtext("readonly") == "1"
+    assert profile.find("constraints/readonly/const") is not None
+    for mode in (name for name in _ALLOWED_SETTINGS if "overflow" in name):
+        assert profile.findtext(mode) == "throw", mode
+        assert profile.find(f"constraints/{mode}/const") is not None, mode
+    changeable = {each.tag for each in profile.iterfind("constraints/*[changeable_in_readonly]")}
+    assert not changeable & _ALLOWED_SETTINGS.keys()
+
+
+def test_the_shipped_statements_are_sql_that_clickhouse_reads() -> None:
+    statements = [
+        statement
+        for path in clickhouse_access.ACCESS.glob("*.sql")
+        for statement in filter(None, map(str.strip, re.sub(r"^--.*", "", path.read_text(), flags=re.M).split(";")))
+    ]
+    assert len(statements) > 20
+    for statement in statements:
+        assert chdb.query(f"EXPLAIN AST {statement}").bytes(), statement
+
+
+def test_a_statement_of_another_form_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "010_more.sql").write_text("CREATE QUOTA q;")
+    with pytest.raises(StackError, match="'CREATE QUOTA q' is of no form"):
+        clickhouse_access.read_access(tmp_path)
 
 
 def test_the_users_of_the_views_can_write_no_table_and_open_no_other_file(stack: Stack) -> None:
@@ -66,7 +95,7 @@ def test_the_users_of_the_views_can_write_no_table_and_open_no_other_file(stack:
 
 
 def test_a_warehouse_s_path_is_no_pattern() -> None:
-    assert clickhouse.view_grants(Path("/a+b/c.d"))[-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
+    assert clickhouse.view_users(Path("/a+b/c.d"), ())["views"][-1] == "GRANT READ ON FILE('/a[+]b/c[.]d/.*')"
 
 
 def test_the_user_without_a_password_may_only_keep_the_server_alive(stack: Stack) -> None:

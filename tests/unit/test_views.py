@@ -15,9 +15,11 @@ from coldchain.core.sql import Query, in_windows, inlined, literal
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import HOUR_US, Window
 from coldchain.registry import load_registry
+from coldchain.settings import Settings
 from coldchain.store.ledger import Base, Proven
 from coldchain.store.memory import MemoryLedger
 
+NOWHERE = Settings("http://127.0.0.1:1", "views", "x", "", "", "/w")
 T0 = 1_770_681_600_000_000  # 2026-02-10
 FILE = "/w/cold/t/metadata/00003-aa.metadata.json"
 TYPES = [("timestamp", "DateTime64(6, 'UTC')"), ("exchange", "LowCardinality(String)"), ("source_sequence", "UInt64")]
@@ -143,7 +145,7 @@ def test_a_failure_is_one_warning_and_no_view_is_none(spec: TableSpec, caplog: p
 
     views.keep(spec, MemoryLedger(), broken)
     # Nobody listens on port 1.
-    views.keep(spec, MemoryLedger(), lambda: views.Views.at("http://127.0.0.1:1", "views", "x"))
+    views.keep(spec, MemoryLedger(), lambda: views.Views.at(NOWHERE, "views", "x"))
     assert [(record.levelname, "\n" in record.getMessage()) for record in caplog.records] == [("WARNING", False)] * 2
     assert "silver_trades: its view over hot and cold stays as it was" in caplog.text
     assert "connection coldchain_views is right" in caplog.text

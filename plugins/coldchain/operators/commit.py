@@ -31,7 +31,7 @@ class WatermarkCommitOperator(BaseOperator):
 
     def execute(self, context: Any) -> None:
         """Publish this run's proven stage; succeed where it is published already."""
-        from coldchain import connections, protocol, views
+        from coldchain import connections, notify, protocol, views
         from coldchain.turns import turn_of, work_of
 
         with as_airflow_failures():
@@ -42,6 +42,7 @@ class WatermarkCommitOperator(BaseOperator):
                 protocol.finish_idle(turn)
                 views.keep(self.spec, turn.ledger, connections.views)
                 self._complain(work)
+                notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
                 return
         with as_airflow_failures(), releasing(context, turn, stage.token):
             watermark_us = protocol.publish(turn, stage, work)
@@ -52,6 +53,7 @@ class WatermarkCommitOperator(BaseOperator):
             context["outlet_events"][self.asset].extra = stage.to_event()
             views.keep(self.spec, turn.ledger, connections.views)
             self._complain(work)
+            notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
 
     def _complain(self, work: Work) -> None:
         """Fail for what a person must look at, now that the rest is published."""

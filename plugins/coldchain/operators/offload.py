@@ -60,9 +60,9 @@ class OffloadOperator(SparkSubmitOperator):
                 if len(self.specs) > 1:
                     raise AirflowSkipException("nothing has to move in any table of the group")
                 return
-            connections.connection(connections.SPARK)  # without it the provider would silently submit to YARN
-            # Set here, not in __init__: rendered fields are stored where the UI shows them.
-            self.env_vars = {**connections.settings().to_environment(), **_python_environment()}
+            # Set here, not in __init__: rendered fields are stored where the UI shows them. Without a connection the
+            # provider would silently submit to YARN.
+            self.env_vars = {**connections.driver_environment(), **_python_environment()}
             failed = self._submit(context, planned, leases)
             for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
                 again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]

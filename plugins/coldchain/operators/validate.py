@@ -26,7 +26,7 @@ class IcebergValidateOperator(BaseOperator):
     def execute(self, context: Any) -> None:
         """Prove this run's stage; succeed where nothing is left to prove."""
         from coldchain import failpoint, proof, protocol
-        from coldchain.connections import NativeClickHouse
+        from coldchain.connections import VALIDATOR, NativeClickHouse
         from coldchain.turns import turn_of, work_of
 
         with as_airflow_failures():
@@ -36,7 +36,7 @@ class IcebergValidateOperator(BaseOperator):
                 self.log.info("%s: nothing staged that is not published already", self.spec.name)
                 return
         with as_airflow_failures(), releasing(context, turn, stage.token):
-            client = NativeClickHouse() if "balance" in self.spec.checks else None
+            client = NativeClickHouse(VALIDATOR) if "balance" in self.spec.checks else None
             summaries = proof.prove(turn, stage, client)
             failpoint.hit("validate.after_prove")
             found = {"snapshot_id": str(stage.snapshot_id), "checks": [summary.to_json() for summary in summaries]}

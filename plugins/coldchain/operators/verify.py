@@ -33,6 +33,5 @@ class VerifyOperator(BaseOperator):
         if params["tables"] and self.spec.name not in params["tables"]:
             raise AirflowSkipException(f"parameter tables={params['tables']} leaves {self.spec.name} out")
         with as_airflow_failures():
-            settings = connections.settings()
-            client = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+            client = HttpClickHouse.of(connections.settings())
             return audit(turn_of(self.spec, context), client, params["mode"]).sentence(self.spec.name)

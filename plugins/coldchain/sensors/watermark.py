@@ -73,7 +73,7 @@ class WatermarkSensor(BaseSensorOperator):
         )
 
     def _read(self, context: Any) -> Any:
-        from coldchain import protocol
+        from coldchain import connections, notify, protocol
         from coldchain.connections import NativeClickHouse
         from coldchain.source import Source
         from coldchain.turns import request_of, turn_of
@@ -89,6 +89,8 @@ class WatermarkSensor(BaseSensorOperator):
         for planned in reading.plan.windows:
             self.log.info("  %s %s: %s", planned.reason, planned.window, planned.fingerprint)
         if reading.work is None:
+            if asked.mode == "normal":
+                notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
             context["ti"].xcom_push(key="return_value", value=Work.nothing().to_json())
             raise DownstreamTasksSkipped(tasks=list(self.downstream))
         return reading.work.to_json()

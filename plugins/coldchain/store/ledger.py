@@ -218,6 +218,15 @@ class Ledger(Protocol):
         overtaken.
         """
 
+    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
+        """Open an incident of a kind, or find it open; return its id where nobody has been told yet."""
+
+    def note_told(self, incident: int) -> None:
+        """Record that people were told."""
+
+    def close_incidents(self, name: str) -> list[str]:
+        """Close all that is open; return the kinds of which people had been told."""
+
     def renew_epoch(self) -> None:
         """Begin a new life of the ledger: every token of the old one is void."""
 

@@ -71,6 +71,7 @@ class _Table:
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
     watermark: WatermarkRow | None = None
     versions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    incidents: dict[str, tuple[int, bool]] = field(default_factory=dict)  # by kind: id, whether people were told
 
     def copied(self) -> _Table:
         """Copy what a transaction changes in place; segments, attempts and versions are never changed, only added."""
@@ -338,6 +339,26 @@ class MemoryLedger:
                 row.segment = replace(row.segment, version=DAMAGED)
             if table.compared_to_us is not None and compared_to_us is not None:
                 table.compared_to_us = min(table.compared_to_us, compared_to_us)
+
+    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
+        with self._transaction(name) as table:
+            if kind not in table.incidents:
+                self._last_id += 1
+                table.incidents = {**table.incidents, kind: (self._last_id, False)}
+            incident, is_told = table.incidents[kind]
+            return None if is_told else incident
+
+    def note_told(self, incident: int) -> None:
+        for table in self._tables.values():
+            for kind, (number, _) in table.incidents.items():
+                if number == incident:
+                    table.incidents = {**table.incidents, kind: (number, True)}
+
+    def close_incidents(self, name: str) -> list[str]:
+        with self._transaction(name) as table:
+            told = sorted(kind for kind, (_, is_told) in table.incidents.items() if is_told)
+            table.incidents = {}
+            return told
 
     def renew_epoch(self) -> None:
         self._epoch = str(uuid.uuid4())

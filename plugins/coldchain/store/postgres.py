@@ -94,6 +94,13 @@ class PostgresLedger:
         """
         idle_ms = round(lease_seconds() * 200)
         plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", uri)
+        try:
+            psycopg2.extensions.parse_dsn(plain)
+        except psycopg2.ProgrammingError:  # it quotes what it can't read, and that may be the password
+            raise Permanent(
+                "the ledger's address is no URI that PostgreSQL's client reads: write all but letters, digits and "
+                "-._~ of its user and password as %XX"
+            ) from None
         return cls(
             lambda: psycopg2.connect(
                 plain,
@@ -511,6 +518,37 @@ class PostgresLedger:
                     "WHERE table_id = %s AND compared_to IS NOT NULL",
                     (to_datetime(compared_to_us), table_id),
                 )
+
+    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
+        with self._transaction() as cursor:
+            table_id = self._table_id(cursor, name)
+            cursor.execute(
+                "INSERT INTO coldchain.incidents (table_id, kind, said, run_key) VALUES (%s, %s, %s, %s) "
+                "ON CONFLICT (table_id, kind) WHERE closed_at IS NULL DO NOTHING",
+                (table_id, kind, said, run_key),
+            )
+            cursor.execute(
+                "SELECT incident_id FROM coldchain.incidents WHERE table_id = %s AND kind = %s "
+                "AND closed_at IS NULL AND notified_at IS NULL",
+                (table_id, kind),
+            )
+            found = cursor.fetchone()
+        return None if found is None else int(found[0])
+
+    def note_told(self, incident: int) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.incidents SET notified_at = clock_timestamp() WHERE incident_id = %s", (incident,)
+            )
+
+    def close_incidents(self, name: str) -> list[str]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.incidents SET closed_at = clock_timestamp() WHERE table_id = %s "
+                "AND closed_at IS NULL RETURNING kind, notified_at IS NOT NULL",
+                (self._table_id(cursor, name),),
+            )
+            return sorted(kind for kind, is_told in cursor.fetchall() if is_told)
 
     def renew_epoch(self) -> None:
         with self._transaction() as cursor:

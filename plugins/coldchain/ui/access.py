@@ -19,7 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from coldchain.core.errors import Permanent
 
 DAG_ID = "coldchain_offload"
-POSTGRES, METRICS = "coldchain_postgres", "coldchain_metrics"
+POSTGRES, READER, METRICS = "coldchain_postgres", "coldchain_postgres_reader", "coldchain_metrics"
 _may_read = requires_access_dag(method="GET", param_dag_id=DAG_ID)
 
 
@@ -47,21 +47,29 @@ def metrics_token() -> str:
     """Return COLDCHAIN_METRICS_TOKEN, or the password of connection `coldchain_metrics`, or nothing."""
     if token := os.environ.get("COLDCHAIN_METRICS_TOKEN"):
         return token
-    try:
-        return Connection.get_connection_from_secrets(METRICS).password or ""
-    except AirflowNotFoundException:
-        return ""
+    found = _find(METRICS)
+    return (found.password or "") if found else ""
 
 
 def ledger_uri() -> str:
-    """Return the ledger's address from its Airflow connection; Permanent says how to make one that is missing."""
-    try:
-        found = Connection.get_connection_from_secrets(POSTGRES)
-    except AirflowNotFoundException:
+    """Return the ledger's address: as the role that only reads, where it has a connection, or as the runtime role.
+
+    Raises:
+        Permanent: there is neither connection; says how to make one.
+    """
+    found = _find(READER) or _find(POSTGRES)
+    if found is None:
         raise Permanent(
             f"Airflow connection {POSTGRES} does not exist: add it under Admin, Connections, or set "
             f"AIRFLOW_CONN_{POSTGRES.upper()}"
-        ) from None
+        )
     who = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
     options = urlencode({key: value for key, value in found.extra_dejson.items() if key.startswith("ssl")})
     return f"postgresql://{who}@{found.host}:{found.port or 5432}/{found.schema}" + (f"?{options}" if options else "")
+
+
+def _find(conn_id: str) -> Connection | None:
+    try:
+        return Connection.get_connection_from_secrets(conn_id)
+    except AirflowNotFoundException:
+        return None

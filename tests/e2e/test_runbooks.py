@@ -1,0 +1,99 @@
+"""Every command of every runbook runs, on a real stack; two alerts fire at Airflow's own endpoint, and end.
+
+Named to come late: it moves all that other tests left, and it stops and starts Airflow's API server.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.sql import Query
+from coldchain.settings import Settings
+from stack import process
+from stack.airflow_api import AirflowApi, ApiError
+from stack.state import Stack, find_state
+from tests.prometheus import Prometheus, scraping
+from tests.watch import ROOT, Shell, alerts, blocks_of, needs_prometheus
+
+pytestmark = pytest.mark.timeout(900)
+DAG, TABLE, TOKEN = "coldchain_offload", "bronze_trades_kraken", "a-token-of-the-tests"
+RAN: set[str] = set()  # blocks that have succeeded: several runbooks share some
+DOWN, NOTHING = ("ColdchainExporterDown", ""), ("ColdchainNoRuns", "")
+
+
+@pytest.fixture(scope="module")
+def shell(airflow: dict[str, str], state: Path) -> Shell:
+    """A person's shell on the stack, whose trades are loaded where no test before has."""
+    settings = Settings.from_environment(airflow)
+    source = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
+    if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
+        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
+    return Shell(state, TABLE)
+
+
+@pytest.fixture(scope="module")
+def stack(airflow: dict[str, str], state: Path) -> Stack:
+    """The stack, as its own commands know it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLDCHAIN_STATE", str(state))
+        found = find_state()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def api(airflow: dict[str, str]) -> AirflowApi:
+    """Airflow's API, with a metrics token in a connection of Airflow's own."""
+    made = AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
+    try:
+        made.post("/connections", {"connection_id": "coldchain_metrics", "conn_type": "generic", "password": TOKEN})
+    except ApiError as error:
+        if error.status != 409:  # a stack that is kept has it
+            raise
+    return made
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    airflow: dict[str, str], api: AirflowApi, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Scrape Airflow's own API server. A run counts as missing after a minute, not after half an hour."""
+    endpoint = f"{airflow['AIRFLOW_URL']}/coldchain/metrics"
+    with scraping(endpoint, TOKEN, tmp_path_factory.mktemp("prometheus"), NoRuns="== 1) + 900=>== 1) - 840") as opened:
+        yield opened
+
+
+@needs_prometheus
+def test_a_dead_api_server_and_a_paused_dag_are_seen_and_the_runbooks_help(
+    prometheus: Prometheus, shell: Shell, stack: Stack, api: AirflowApi
+) -> None:
+    prometheus.wait(for_none={DOWN})
+    api.patch(f"/dags/{DAG}", {"is_paused": True})
+    process.stop(stack, ["airflow-api-server"])
+    prometheus.wait(for_all={DOWN})
+    *diagnosis, resolution = blocks_of(DOWN[0])
+    assert "\n000" in "\n" + shell.check(*diagnosis)
+    shell.check(resolution)
+    prometheus.wait(for_none={DOWN})
+
+    prometheus.wait(for_all={NOTHING})
+    assert api.get(f"/dags/{DAG}")["is_paused"]
+    shell.check(*blocks_of(NOTHING[0]))
+    assert not api.get(f"/dags/{DAG}")["is_paused"]
+    prometheus.wait(for_none={NOTHING})
+    RAN.update(*(blocks_of(name) for name, _ in (DOWN, NOTHING)))
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_every_block_of_a_runbook_succeeds_on_a_healthy_stack(name: str, shell: Shell) -> None:
+    blocks = [block for block in blocks_of(name) if block not in RAN]
+    shell.check(*blocks)
+    RAN.update(blocks)

@@ -1,0 +1,146 @@
+"""Messages: one for an incident, one when it has passed, to mail, Slack and a webhook; local sinks stand for these."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_string
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from airflow.sdk import Connection
+
+from coldchain import notify
+from coldchain.store.memory import MemoryLedger
+from tests.unit.engine import spec
+
+NAME = "trades"
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[int]:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]  # type: ignore[misc]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def posted() -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
+    """An HTTP sink: its port, what was posted, and the statuses to answer with next (200 once they are used up)."""
+    got: list[dict[str, Any]] = []
+    answers: list[int] = []
+
+    class Sink(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status = answers.pop(0) if answers else 200
+            if status == 200:
+                got.append(body)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with serving(HTTPServer(("127.0.0.1", 0), Sink)) as port:
+        yield port, got, answers
+
+
+@pytest.fixture
+def mailed() -> Iterator[tuple[int, list[str]]]:
+    """An SMTP sink: its port, and the messages that it took."""
+    got: list[str] = []
+
+    class Sink(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 sink\r\n")
+            while line := self.rfile.readline().decode().strip().upper():
+                if line == "DATA":
+                    self.wfile.write(b"354 go on\r\n")
+                    text = iter(lambda: self.rfile.readline().decode(), ".\r\n")
+                    got.append("".join(text))
+                elif line == "QUIT":
+                    self.wfile.write(b"221 bye\r\n")
+                    return
+                self.wfile.write(b"250 ok\r\n")
+
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Sink)) as port:
+        yield port, got
+
+
+@pytest.fixture
+def book() -> MemoryLedger:
+    made = MemoryLedger()
+    made.register(spec(NAME))
+    return made
+
+
+def webhook(port: int, name: str = "webhook") -> Connection:
+    return Connection(conn_id=f"coldchain_notify_{name}", conn_type="http", password=f"http://127.0.0.1:{port}/hook")
+
+
+def test_three_tries_and_three_runs_are_one_message(book: MemoryLedger, posted: Any) -> None:
+    port, got, _ = posted
+    for run in ("dag/1", "dag/1", "dag/2"):
+        notify.failing(book, NAME, "Unavailable", "ClickHouse is away", run, lambda: [webhook(port)])
+    (message,) = got
+    assert message["subject"] == "Coldchain: trades is failing (Unavailable)"
+    assert (message["table"], message["kind"], message["said"]) == (NAME, "Unavailable", "ClickHouse is away")
+    assert message["run"] == "dag/1"
+    notify.failing(book, NAME, "SchemaDrift", "a column is gone", "dag/3", lambda: [webhook(port)])
+    assert len(got) == 2, "another kind is another incident"
+    for run in ("dag/4", "dag/5"):
+        notify.working(book, NAME, run, lambda: [webhook(port)])
+    assert [each["state"] for each in got] == ["failing", "failing", "working again"]
+    assert got[-1]["said"] == "what failed has passed: SchemaDrift, Unavailable"
+
+
+def test_nothing_is_sent_until_a_connection_exists(book: MemoryLedger) -> None:
+    notify.failing(book, NAME, "Unavailable", "x", "dag/1", list)
+    notify.working(book, NAME, "dag/2", list)
+    assert book.close_incidents(NAME) == []
+
+
+def test_what_could_not_be_sent_goes_with_the_next_failure(
+    book: MemoryLedger, posted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, got, answers = posted
+    answers.append(503)
+    notify.failing(book, NAME, "Unavailable", "x", "dag/1", lambda: [webhook(port)])
+    assert got == []
+    assert "the message about trades was not sent" in caplog.text
+    assert "/hook" not in caplog.text, "the URL is a secret"
+    notify.failing(book, NAME, "Unavailable", "x", "dag/2", lambda: [webhook(port)])
+    assert len(got) == 1
+
+
+def test_slack_gets_text_and_one_that_is_away_keeps_nobody_from_it(book: MemoryLedger, posted: Any) -> None:
+    port, got, _ = posted
+    away = Connection(
+        conn_id="coldchain_notify_mail", conn_type="smtp", host="127.0.0.1", port=1, extra='{"to": ["a"]}'
+    )
+    notify.failing(book, NAME, "Unavailable", "away", "dag/1", lambda: [away, webhook(port, "slack")])
+    (message,) = got
+    assert message["text"].splitlines()[:2] == ["Coldchain: trades is failing (Unavailable)", "away"]
+
+
+def test_mail_is_sent(book: MemoryLedger, mailed: Any) -> None:
+    port, got = mailed
+    extra = json.dumps(
+        {"to": ["oncall@example.com", "desk@example.com"], "from": "coldchain@example.com", "tls": False}
+    )
+    server = Connection(conn_id="coldchain_notify_mail", conn_type="smtp", host="127.0.0.1", port=port, extra=extra)
+    notify.failing(book, NAME, "SourceShrank", "3 rows are gone", "dag/1", lambda: [server])
+    mail = message_from_string(got[0])
+    assert mail["Subject"] == "Coldchain: trades is failing (SourceShrank)"
+    assert mail["To"] == "oncall@example.com, desk@example.com"
+    assert "3 rows are gone" in mail.get_payload()
