@@ -2,8 +2,10 @@
 
 `by` says who: `registry` (our reading of the file), `form` (Airflow's own check of parameters, before a run exists),
 `request` (our check in the task, for whatever came past the form), `source` (our look at the table before a row moves),
-`profile` (the settings), or `taken` where the input is right and must do exactly what it says. The numbers of the data
-cases, 65 to 78, are marks on the tests that move them.
+`profile` (the settings), or `taken` where the input is right and must do exactly what it says. Numbers 65 to 78 are
+data: moved exactly, proven row by row, or refused before anything is written. tests/unit/test_bad_input.py asks each
+layer; tests/integration/test_bad_input.py runs the tasks, which write nothing and count the refusal;
+tests/e2e/test_bad_input.py comes by REST and by the command line.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ REGISTRY = (
     Registry(61, "isolation-level", "snapshot", "unknown field isolation-level"),
     Registry(61, "write.wap.enabled", True, "unknown field write.wap"),
     Registry(62, "uri", "postgresql://u:p@h/d", "unknown field uri"),
-    Registry(62, "source", "http://u:p@h/k2.t", NOT),
+    Registry(62, "source", "http://u:p@h/k2.t", NOT), Registry(62, "key", ["postgresql://u:p@h/d"], NOT),
+    Registry(62, "postgresql://u:p@h/d", 1, "unknown field postgresql://***@h/d"),
 )  # fmt: skip
 
 _DAY = {"start": "2026-02-10T00:00:00Z", "end": "2026-02-11T00:00:00Z"}
@@ -96,6 +99,9 @@ PARAMS = (
     Params(50, {"where": "1=1 OR"}, "request", "unknown parameter where"),
 )  # fmt: skip
 
+# Those of which the values make a table of their own, in tests/integration/test_bad_input.py.
+DATA = (65, 66, 67, 68, 69, 70, 71, 73, 74, 75)
+
 # Covered by a test of its own, elsewhere: which, and what it shows.
 ELSEWHERE = {
     20: "tests/unit/test_registry.py::test_two_targets_that_differ_by_case_at_most_are_both_refused",
@@ -110,8 +116,9 @@ ELSEWHERE = {
     58: "tests/integration/test_bad_input.py::test_a_type_without_a_lossless_form_is_refused",
     63: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
     64: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
+    72: "tests/integration/test_bad_input.py::test_72_rows_that_are_there_twice_are_moved_twice",
     **dict.fromkeys(
-        range(65, 76), "tests/integration/test_bad_input.py::test_awkward_data_are_moved_exactly_or_refused"
+        DATA, "tests/integration/test_bad_input.py::test_awkward_data_are_moved_exactly_or_refused"
     ),
     76: "tests/integration/test_bad_input.py::test_a_row_on_an_edge_belongs_to_the_later_window",
     77: "tests/integration/test_bad_input.py::test_a_table_without_rows_moves_nothing_and_fails_nobody",

@@ -25,9 +25,10 @@ from clickhouse_driver import Client as NativeClient, errors
 
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
+from coldchain.core.production import of_clickhouse, of_password, of_postgres
 from coldchain.core.sql import Query
 from coldchain.notify import SENDERS
-from coldchain.settings import SETTINGS_FILE, Settings
+from coldchain.settings import SETTINGS_FILE, Settings, refuse_in_production
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
@@ -59,6 +60,7 @@ class OffloadClickHouseHook(ClickHouseHook):
         """Open a native client with short time-outs: a server that is away must be a sentence soon."""
         found = connection(self._clickhouse_conn_id)
         extra = {key: value for key, value in found.extra_dejson.items() if key not in _HTTP_EXTRAS}
+        refuse_in_production(of_clickhouse(f"connection {self._clickhouse_conn_id}", found.password or "", extra))
         return NativeClient(
             found.host or "localhost",
             port=found.port or 9000,
@@ -98,7 +100,9 @@ class NativeClickHouse:
 def ledger() -> PostgresLedger:
     """Open the ledger by its connection."""
     # Not by the hook of the Postgres provider: its URI leaves sslmode out (7.1), so that nothing would be verified.
-    return PostgresLedger.from_uri(_uri(connection(POSTGRES)))
+    uri = _uri(connection(POSTGRES))
+    refuse_in_production(of_postgres(f"connection {POSTGRES}", uri))
+    return PostgresLedger.from_uri(uri)
 
 
 def settings() -> Settings:
@@ -136,6 +140,7 @@ def views() -> Views | None:
         found = BaseHook.get_connection(VIEWS)
     except AirflowNotFoundException:
         return None
+    refuse_in_production(of_password(f"connection {VIEWS}", found.password or ""))
     return Views.at(settings(), found.login or "", found.password or "", found.schema or DATABASE)
 
 

@@ -24,7 +24,9 @@ from dataclasses import asdict, dataclass
 from email.message import EmailMessage
 from typing import Any
 
-from coldchain.core.errors import ColdchainError
+from coldchain.core.errors import ColdchainError, Permanent
+from coldchain.core.production import of_message
+from coldchain.settings import refuse_in_production
 from coldchain.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def _send(message: Message, senders: Callable[[], list[Any]]) -> bool:
     for found in senders():
         try:
             SENDERS[found.conn_id](found, message)
-        except (OSError, smtplib.SMTPException, ValueError) as error:
+        except (OSError, smtplib.SMTPException, ValueError, Permanent) as error:
             said = error.reason if isinstance(error, urllib.error.URLError) else error
             log.warning("connection %s: the message about %s was not sent: %s", found.conn_id, message.table,
                         type(said).__name__ if isinstance(said, ValueError) else said)  # fmt: skip
@@ -95,6 +97,7 @@ def _send(message: Message, senders: Callable[[], list[Any]]) -> bool:
 
 def _mail(found: Any, message: Message) -> None:
     extra = found.extra_dejson
+    refuse_in_production(of_message(f"connection {found.conn_id}", None, extra))
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.subject, extra.get("from", "coldchain"), ", ".join(extra["to"])
     mail.set_content(message.text)
@@ -107,14 +110,16 @@ def _mail(found: Any, message: Message) -> None:
 
 
 def _slack(found: Any, message: Message) -> None:
-    _post(found.password, {"text": message.text})
+    _post(found, {"text": message.text})
 
 
 def _webhook(found: Any, message: Message) -> None:
-    _post(found.password, {**asdict(message), "subject": message.subject})
+    _post(found, {**asdict(message), "subject": message.subject})
 
 
-def _post(url: str, body: dict[str, Any]) -> None:
+def _post(found: Any, body: dict[str, Any]) -> None:
+    url = found.password or ""
+    refuse_in_production(of_message(f"connection {found.conn_id}", url, {}))
     if not url.startswith(("https://", "http://")):
         raise ValueError("its password must be a URL")
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,22 @@ CATALOG_NAME = "coldchain"
 SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
 _NAMES = ("CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "LEDGER_URI", "CATALOG_URI", "WAREHOUSE")
 _CA = "COLDCHAIN_CLICKHOUSE_CA"
+
+
+def refuse_in_production(unfit: Iterable[str]) -> None:
+    """Refuse what is not fit for production, where COLDCHAIN_PROFILE says that this is it; the one place that reads it.
+
+    Args:
+        unfit: a sentence each, as `coldchain.core.production` says them.
+
+    Raises:
+        Permanent: with all of them; or COLDCHAIN_PROFILE is unknown.
+    """
+    profile = os.environ.get("COLDCHAIN_PROFILE", "")
+    if profile not in PROFILES:
+        raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
+    if profile == PRODUCTION and (found := [*unfit]):
+        raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +59,8 @@ class Settings:
         Raises:
             Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it.
         """
-        profile = os.environ.get("COLDCHAIN_PROFILE", "")
-        if profile not in PROFILES:
-            raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
-        uris = {"coldchain_postgres": self.ledger_uri, "coldchain_iceberg": self.catalog_uri}
-        found = [*refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse)]
-        if profile == PRODUCTION and found:
-            raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
+        uris = {"connection coldchain_postgres": self.ledger_uri, "connection coldchain_iceberg": self.catalog_uri}
+        refuse_in_production(refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse))
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coldchain.core import drift, fingerprint
+from coldchain.core import checks, drift, fingerprint
 from coldchain.core.errors import Permanent, SchemaDrift, SourceTruncates
 from coldchain.core.fingerprint import Fingerprint, total, within
 from coldchain.core.plan import Segment
@@ -213,7 +213,7 @@ class Source:
         spec = self._spec
         named = {name for name, _ in rows}
         wanted = {spec.event_time, *filter(None, [spec.sequence]), *spec.key, *spec.sort_order, *spec.types,
-                  *spec.partition_columns}  # fmt: skip
+                  *spec.partition_columns, *checks.columns_of(spec)}  # fmt: skip
         if missing := sorted(wanted - named):
             raise SchemaDrift(f"table={spec.name}: the registry names column {', '.join(missing)}, "
                               f"which {spec.source} does not have; it has {', '.join(sorted(named))}")  # fmt: skip
@@ -229,6 +229,18 @@ class Source:
             raise SchemaDrift(
                 f"table={spec.name}: partitioning by {', '.join(odd)} needs a String, LowCardinality or Enum "
                 "that is not Nullable"
+            )
+        nested = {column.name: column.iceberg for column in columns if column.value.parts}
+        if odd := [name for name in dict.fromkeys((*spec.key, *spec.sort_order)) if name in nested]:
+            raise SchemaDrift(
+                f"table={spec.name}: key and sort_order can't hold {odd[0]}, which is {nested[odd[0]]} in Iceberg: "
+                "name columns of single values, nothing was moved"
+            )
+        by_name = {column.name: column.iceberg for column in columns}
+        if spec.sequence and not re.fullmatch(r"int|long|decimal\(\d+, 0\)", by_name[spec.sequence]):
+            raise SchemaDrift(
+                f"table={spec.name}: sequence={spec.sequence} is {by_name[spec.sequence]} in Iceberg: name a column of "
+                "whole numbers, or leave it out, nothing was moved"
             )
         return columns
 

@@ -134,6 +134,49 @@ def test_a_column_that_is_not_there_is_named(typed: TypedLab, wrong: str) -> Non
     refuses(typed, "the registry names column nobody")
 
 
+@pytest.mark.parametrize(
+    "checks",
+    [{"not_null": ["nobody"]}, {"range": {"nobody": {"min": 0}}}, {"accepted": {"nobody": ["x"]}},
+     {"monotonic": {"column": "seq", "by": ["nobody"]}}, {"monotonic": {"column": "nobody"}},
+     {"balance": {"tables": ["k2.t"], "time": "ts", "within": "1d", "sum": "nobody", "equals": "x"}}],
+    ids=lambda checks: next(iter(checks)),
+)  # fmt: skip
+def test_a_check_of_a_column_that_is_not_there_is_refused_before_a_row_moves(
+    typed: TypedLab,  # noqa: F811
+    checks: dict[str, Any],
+) -> None:
+    typed.spec = replace(typed.spec, checks=checks)
+    refuses(typed, "the registry names column nobody")
+
+
+@pytest.mark.parametrize("wrong", ["key", "sort_order"])
+@pytest.mark.parametrize("kind", ["Array(String)", "Map(String, Int64)", "Tuple(a Int64, b String)"])
+def test_rows_are_neither_sorted_nor_told_apart_by_nested_values(typed: TypedLab, wrong: str, kind: str) -> None:  # noqa: F811
+    typed.remake({"c": kind}, {})
+    typed.spec = replace(typed.spec, **{wrong: ("ts", "c")})
+    refuses(typed, "key and sort_order can't hold c, which is (list|map|struct)<")
+
+
+@pytest.mark.parametrize("kind", ["String", "Float64", "Decimal(10, 2)", "Array(Int64)", "Date"])
+def test_a_sequence_is_a_whole_number(typed: TypedLab, kind: str) -> None:  # noqa: F811
+    typed.remake({"c": kind}, {})
+    typed.spec = replace(typed.spec, sequence="c")
+    refuses(typed, "sequence=c is .* in Iceberg: name a column of whole numbers, or leave it out")
+
+
+def test_a_column_whose_name_is_no_identifier_is_refused(typed: TypedLab) -> None:  # noqa: F811
+    typed.remake({"a b": "Int64"}, {})
+    refuses(typed, "'a b' .*(is not allowed|letters, digits)")
+
+
+def test_two_hundred_columns_are_moved(typed: TypedLab) -> None:  # noqa: F811
+    typed.remake({f"c{number}": "Int64" for number in range(200)}, {})
+    typed.put(1, [str(number) for number in range(200)])
+    typed.run()
+    (row,) = typed.rows()
+    assert [row[f"c{number}"] for number in range(200)] == [*range(200)]
+
+
 @pytest.mark.parametrize("kind", ["AggregateFunction(sum, Int64)", "JSON", "Variant(Int64, String)", "Dynamic"])
 def test_a_type_without_a_lossless_form_is_refused(typed: TypedLab, kind: str) -> None:  # noqa: F811
     typed.remake({"c": kind}, {})

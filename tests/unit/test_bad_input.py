@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +21,26 @@ from coldchain.core.request import make_request
 from coldchain.core.windows import to_us
 from coldchain.dagfactory import build_offload_dag, build_recover_dag
 from coldchain.registry import load_registry
-from tests.bad_input import ELSEWHERE, PARAMS, REGISTRY, Params, Registry
+from tests.bad_input import DATA, ELSEWHERE, PARAMS, REGISTRY, Params, Registry
 from tests.unit.test_registry import dump, entry
 
+ROOT = Path(__file__).parents[2]
 SHIPPED = load_registry()
 DAG = build_offload_dag(SHIPPED)
 
 
 def test_all_78_are_there_and_those_of_other_tests_exist() -> None:
-    assert {case.number for case in (*REGISTRY, *PARAMS)} | ELSEWHERE.keys() == set(range(1, 79))
+    here = {case.number for case in (*REGISTRY, *PARAMS)}
+    assert sorted([*here, *ELSEWHERE]) == [*range(1, 79)], "each number once: in a table here, or by a test of its own"
     for name in ELSEWHERE.values():
         path, _, test = name.partition("::")
-        assert hasattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), test), name
+        assert hasattr(_module(path), test), name
+    moved = {int(what.split()[0]) for what in _module("tests/integration/test_bad_input.py").DATA}
+    assert moved == set(DATA), "each of them moves something"
+
+
+def _module(path: str) -> Any:
+    return importlib.import_module(path.removesuffix(".py").replace("/", "."))
 
 
 @pytest.mark.parametrize("case", REGISTRY, ids=lambda case: f"{case.number} {case.field}")
@@ -47,6 +58,7 @@ def test_the_registry_answers(tmp_path: Path, case: Registry) -> None:
     assert case.words in problem, problem
     assert "\n" not in problem
     assert len(problem) < 600
+    assert "u:p" not in problem, "a password in an address is not said again"
 
 
 def form(conf: dict[str, Any]) -> dict[str, Any]:
@@ -114,3 +126,61 @@ def test_a_mark_and_another_line_end_change_nothing_and_a_tab_is_refused(tmp_pat
     assert [table.name for table in load_registry(path).tables] == ["one"]
     path.write_text(text.replace("\n- ", "\n\t- "))
     assert re.search(r"line \d+: .*token", load_registry(path).problems[0])
+
+
+BOMBS = {
+    "brackets": ("tables: " + "[" * 1_000_000, "nested more than 20 deep"),
+    "braces": ("tables: " + "{a: " * 100_000, "nested more than 20 deep"),
+    "dashes": ("tables:\n" + "- " * 100_000 + "x", "nested more than 20 deep"),
+    "aliases": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 10)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True))
+        + "tables: *i",
+        "anchors are not allowed",
+    ),
+    "a flood": ("tables: []\n" + "#" * (64 << 20), "holds more than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_bomb_costs_little_and_ends_nothing(tmp_path: Path, what: str) -> None:
+    """In a process of its own, for the C loader ends the whole process on some of these; with little memory and time."""
+    text, words = BOMBS[what]
+    path = tmp_path / "tables.yaml"
+    path.write_text(text)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from coldchain.registry import load_registry\n"
+        "load_registry()\n"  # what reading a good file costs is not counted
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+        "print(load_registry(Path(sys.argv[1])).problems)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "plugins")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    problems, kibibytes = done.stdout.splitlines()
+    assert words in problems
+    assert len(problems) < 600
+    assert int(kibibytes) < 100 << 10
+
+
+def test_what_is_said_of_a_huge_value_is_short() -> None:
+    nested: Any = "x"
+    for _ in range(100_000):
+        nested = [nested]
+    huge = "x" * 1_000_000
+    for params in (
+        {"start": huge}, {"start": nested}, {"mode": huge}, {"mode": nested}, {"tables": [huge]}, {"tables": nested},
+        {"tables": huge}, {"allow_shrink": nested}, {"allow_shrink": [huge]}, {huge: 1}, dict.fromkeys(map(str, range(9_999))),
+    ):  # fmt: skip
+        with pytest.raises(BadRequest) as refused:
+            ask(params)
+        assert len(str(refused.value)) < 1_500
+        assert "\n" not in str(refused.value)
+    while isinstance(nested, list):  # or the interpreter would recurse to free it
+        nested = nested.pop()

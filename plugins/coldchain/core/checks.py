@@ -49,6 +49,13 @@ def is_blocking(spec: TableSpec, kind: str) -> bool:
     return kind not in spec.checks.get("warn", ())
 
 
+def columns_of(spec: TableSpec) -> set[str]:
+    """Name the table's own columns that its checks look at."""
+    monotonic, balance = spec.checks.get("monotonic", {}), spec.checks.get("balance", {})
+    named = [*spec.checks.get("not_null", ()), *spec.checks.get("range", ()), *spec.checks.get("accepted", ())]
+    return {*named, *monotonic.get("by", ()), *filter(None, [monotonic.get("column"), balance.get("sum")])}
+
+
 def row_counters(spec: TableSpec) -> list[Counter]:
     """Build the checks that can be counted file by file.
 

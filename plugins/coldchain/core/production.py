@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PRODUCTION = "production"
@@ -18,26 +19,50 @@ def refusals(clickhouse_url: str, clickhouse_password: str, uris: dict[str, str]
     Args:
         clickhouse_url: ClickHouse's address over HTTP.
         clickhouse_password: its user's.
-        uris: of PostgreSQL databases, by the connection that names them.
+        uris: of PostgreSQL databases, by what names them.
         warehouse: the Iceberg warehouse.
     """
     if urlsplit(clickhouse_url).scheme != "https":
         yield "connection coldchain_clickhouse is not secure: allowed is TLS only, by extra secure and its port"
-    if is_weak(clickhouse_password):
-        yield _weak("coldchain_clickhouse")
+    yield from of_password("connection coldchain_clickhouse", clickhouse_password)
     for name, uri in uris.items():
-        parts = urlsplit(uri)
-        modes = parse_qs(parts.query).get("sslmode", ["none"])
-        if parts.hostname and modes[-1] not in _VERIFIED:
-            yield f"connection {name} has sslmode={modes[-1]}: allowed are {' and '.join(_VERIFIED)}"
-        if parts.hostname and is_weak(unquote(parts.password or "")):
-            yield _weak(name)
+        yield from of_postgres(name, uri)
     if "://" not in warehouse or warehouse.startswith("file:"):
         yield f"warehouse={warehouse} lies on one machine's disk: allowed is object storage, such as s3://bucket/path"
 
 
-def _weak(connection: str) -> str:
-    return f"the password of connection {connection} is empty, a default or shorter than {SHORTEST}: change it"
+def of_postgres(name: str, uri: str) -> Iterator[str]:
+    """Say what production does not allow of a PostgreSQL URI; one over a Unix socket needs neither TLS nor password."""
+    parts = urlsplit(uri)
+    options = parse_qs(parts.query)
+    hosts = [parts.hostname or "", *options.get("host", ()), *options.get("hostaddr", ())]
+    if all(not host or unquote(host).startswith("/") for host in hosts):
+        return
+    modes = options.get("sslmode", ["none"])
+    if unfit := [mode for mode in modes if mode not in _VERIFIED]:
+        yield f"{name} has sslmode={unfit[0]}: allowed are {' and '.join(_VERIFIED)}"
+    yield from of_password(name, options.get("password", [unquote(parts.password or "")])[-1])
+
+
+def of_clickhouse(name: str, password: str, extra: Mapping[str, Any]) -> Iterator[str]:
+    """Say what production does not allow of a connection over ClickHouse's native protocol."""
+    if not extra.get("secure") or str(extra.get("verify", True)).lower() in ("false", "0"):
+        yield f"{name} is not secure: allowed is TLS only, by extra secure and its port, and without verify: false"
+    yield from of_password(name, password)
+
+
+def of_message(name: str, url: str | None, extra: Mapping[str, Any]) -> Iterator[str]:
+    """Say what production does not allow of where messages go: `url` of a webhook, None for mail."""
+    if url is not None and urlsplit(url).scheme != "https":
+        yield f"{name} sends in plain text: allowed are addresses that begin with https://"
+    if url is None and not extra.get("tls", True):
+        yield f"{name} sends in plain text: allowed is TLS only, without extra tls: false"
+
+
+def of_password(name: str, password: str) -> Iterator[str]:
+    """Say that a password is not fit for production, never what it is."""
+    if is_weak(password):
+        yield f"the password of {name} is empty, a default or shorter than {SHORTEST}: change it"
 
 
 def is_weak(password: str) -> bool:

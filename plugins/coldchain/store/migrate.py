@@ -13,6 +13,10 @@ from pathlib import Path
 
 import psycopg2
 
+from coldchain.core.errors import Permanent
+from coldchain.core.production import of_postgres
+from coldchain.settings import refuse_in_production
+
 MIGRATIONS = Path(__file__).parents[3] / "include" / "sql" / "postgres"
 NAME = re.compile(r"(\d{3})_[a-z0-9_]+\.sql")
 _LOCK = 0x636F6C64  # one migrator at a time
@@ -64,6 +68,11 @@ def main() -> int:
     if not uri:
         print("COLDCHAIN_LEDGER_OWNER_URI is not set: it names the ledger's database and its owner", file=sys.stderr)
         return 64
+    try:
+        refuse_in_production(of_postgres("COLDCHAIN_LEDGER_OWNER_URI", uri))
+    except Permanent as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     applied = migrate(uri)
     print(f"ledger: applied {', '.join(applied)}" if applied else "ledger: schema is up to date")
     return 0

@@ -17,6 +17,8 @@ from fastapi import HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
 from coldchain.core.errors import Permanent
+from coldchain.core.production import of_postgres
+from coldchain.settings import refuse_in_production
 
 DAG_ID = "coldchain_offload"
 POSTGRES, READER, METRICS = "coldchain_postgres", "coldchain_postgres_reader", "coldchain_metrics"
@@ -55,7 +57,7 @@ def ledger_uri() -> str:
     """Return the ledger's address: as the role that only reads, where it has a connection, or as the runtime role.
 
     Raises:
-        Permanent: there is neither connection; says how to make one.
+        Permanent: there is neither connection, or it is not fit for production; says what to do.
     """
     found = _find(READER) or _find(POSTGRES)
     if found is None:
@@ -65,7 +67,9 @@ def ledger_uri() -> str:
         )
     who = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
     options = urlencode({key: value for key, value in found.extra_dejson.items() if key.startswith("ssl")})
-    return f"postgresql://{who}@{found.host}:{found.port or 5432}/{found.schema}" + (f"?{options}" if options else "")
+    uri = f"postgresql://{who}@{found.host}:{found.port or 5432}/{found.schema}" + (f"?{options}" if options else "")
+    refuse_in_production(of_postgres(f"connection {found.conn_id}", uri))
+    return uri
 
 
 def _find(conn_id: str) -> Connection | None:

@@ -74,8 +74,8 @@ DECLARED = (
     Declared("registry_problems", "gauge", (), "sentences about entries of the registry that can't be used"),
     Declared("bad_input_rejected", "counter", ("source", "reason"),
              "runs that our tasks refused for bad input: for a parameter, by its name (unknown: none of ours), or for "
-             "an entry of the registry or its whole file. What Airflow refuses makes no run and is not counted; what we "
-             "refuse of a source is in coldchain_failures_total"),
+             "an entry of the registry or its whole file. What Airflow refuses makes no run and is not counted; what "
+             "we refuse of a source is in coldchain_failures_total"),
     _gauge("table_enabled", "1 for a table that is offloaded, 0 for one that is switched off", "table", "layer"),
     _gauge("table_interval_seconds", "how often a window can close: the larger of schedule and grid"),
     _gauge("table_lateness_seconds", "how long a scheduled run waits after a window's end"),
