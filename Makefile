@@ -70,7 +70,7 @@ clean: environment ## Stop the stack and remove its state: databases, warehouse,
 	@$(VENV) -m stack clean
 
 .PHONY: test
-test: prerequisites ## Run every tier of tests but bench (CI=true: installs a missing Java or Chromium; a skip fails)
+test: prerequisites ## Run every tier of tests but bench (CI=true: installs what is missing; a skip fails)
 	@$(PYTEST) $(TIERS)
 
 .PHONY: test-fast

@@ -151,8 +151,12 @@ def render(rows: dict[str, dict[str, Row]]) -> str:
         lines.append(f"| **{number}** {what} | | | | |")
         for row in sorted(rows[number].values(), key=lambda row: row.test):
             by = ", ".join(sorted(row.recoveries))
-            lines.append(f"| `{row.test}` | {by} | {row.outcome} | {row.cases} | {row.seconds:.1f} |")
+            lines.append(f"| `{row.test}` | {by} | {row.outcome} | {row.cases} | {_shown(row.seconds)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds else "not measured"
 
 
 def marked_tests() -> dict[str, set[str]]:

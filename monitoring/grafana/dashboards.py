@@ -220,6 +220,12 @@ def per_table() -> dict[str, Any]:
                 of("attempts_total", "{{table}} {{cause}}", "increase({}[1h])"),
             ),
             panel(
+                "Failures by kind, in an hour",
+                "timeseries",
+                "none",
+                of("failures_total", "{{table}} {{kind}}", "increase({}[1h])"),
+            ),
+            panel(
                 "Ends of tries, in an hour",
                 "timeseries",
                 "none",

@@ -15,9 +15,18 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup
+from airflow.sdk import (
+    DAG,
+    AsyncCallback,
+    CronDataIntervalTimetable,
+    DeadlineAlert,
+    DeadlineReference,
+    Param,
+    TaskGroup,
+)
 from airflow.sdk.definitions.param import ParamsDict
 
+from coldchain import deadline
 from coldchain.core.order import ACTIONS
 from coldchain.core.request import APPROVAL, MODES
 from coldchain.core.table import TableSpec
@@ -87,6 +96,10 @@ def build_offload_dag(registry: Registry) -> DAG:
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        # A run without a logical date, as a person triggers it, has no deadline.
+        deadline=DeadlineAlert(
+            DeadlineReference.DAGRUN_LOGICAL_DATE, deadline.LIMIT, AsyncCallback(deadline.say_missed)
+        ),
         tags=["coldchain", *(plan.layer for plan in plans)],
         default_args=_default_args(),
         doc_md=_doc(registry),

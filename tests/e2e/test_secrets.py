@@ -48,7 +48,7 @@ class Told:
     run_id: str = ""
     arguments: ArgumentWatch | None = None
 
-    def await_state(self, run_id: str, *wanted: str, limit_s: float = 420) -> str:
+    def await_state(self, run_id: str, *wanted: str, limit_s: float = 700) -> str:
         """Wait until a run is in one of some states."""
         deadline = time.monotonic() + limit_s
         while (found := self.api.run(DAG, run_id)["state"]) not in wanted:

@@ -25,7 +25,8 @@ from airflow.api_fastapi.app import create_auth_manager
 from fastapi import FastAPI
 
 from coldchain import proof, protocol
-from coldchain.core.errors import ColdchainError
+from coldchain.audit import audit
+from coldchain.core.errors import ColdchainError, Damaged
 from coldchain.core.request import Request
 from coldchain.core.windows import MINUTE_US, to_us
 from coldchain.failures import note_failure
@@ -47,7 +48,7 @@ class Tables:
     def __init__(self, environment: dict[str, str], folder: Path) -> None:
         self.path = folder / "tables.yaml"
         self.defaults = yaml.safe_load((Path(__file__).parents[2] / "include" / "tables.yaml").read_text())["defaults"]
-        self.labs = {role: Lab(environment, folder / role) for role in ("late", "lost", "odd")}
+        self.labs = {role: Lab(environment, folder / role) for role in ("late", "lost", "odd", "hurt")}
         self.entries: dict[str, dict[str, Any]] = {
             role: {
                 "layer": "bronze", "source": lab.spec.source, "target": lab.spec.target, "event_time": "ts",
@@ -80,10 +81,11 @@ class Tables:
 
 @pytest.fixture(scope="module")
 def tables(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
-    """Three tables in three kinds of trouble."""
+    """Tables in three kinds of trouble, and one that will be in a fourth."""
     made = Tables(environment, tmp_path_factory.mktemp("tables"))
     be_late(made)
     lose_windows(made)
+    lose_a_file(made.labs["hurt"])
     yield made
     made.close()
 
@@ -110,6 +112,16 @@ def lose_windows(tables: Tables) -> None:
     assert [s for s in lab.ledger.segments(lab.name) if s.state == "expired"]
 
 
+def lose_a_file(lab: Lab) -> None:
+    """Remove a published file behind Coldchain's back; the audit finds it."""
+    lab.insert_many(yesterday(), 10, int(MINUTE_US))
+    lab.run()
+    (path,) = (path for segment in lab.ledger.segments(lab.name) for path in segment.paths)
+    Path(path).unlink()
+    with pytest.raises(Damaged):
+        audit(lab.turn("coldchain_verify/1"), lab.client, "all")
+
+
 def fail_proof(lab: Lab, run_key: str) -> None:
     """Run a table whose rows break a check, as its tasks do: the proof fails for good."""
     if run_key.endswith("1"):
@@ -122,7 +134,8 @@ def fail_proof(lab: Lab, run_key: str) -> None:
     assert stage is not None
     with pytest.raises(ColdchainError, match="is broken") as caught:
         proof.prove(turn, stage, lab.client)
-    note_failure(lab.ledger, lab.name, run_key, f"bronze.{lab.name}.validate", str(caught.value))
+    task, kind = f"bronze.{lab.name}.validate", type(caught.value).__name__
+    note_failure(lab.ledger, lab.name, run_key, task, str(caught.value), kind)
     lab.ledger.release(lab.name, stage.token)
 
 
@@ -151,14 +164,13 @@ def prometheus(
             thread.join(30)
 
 
-def test_five_faults_fire_their_runbooks_run_and_they_clear(
-    prometheus: Prometheus, tables: Tables, state: Path
-) -> None:
+def test_six_faults_fire_their_runbooks_run_and_they_clear(prometheus: Prometheus, tables: Tables, state: Path) -> None:
     tables.write({"layer": "bronze", "source": "k2.x", "target": "cold.x", "event_time": "ts", "grid": "7m"})
     lasting = {
         ("ColdchainFreshnessBurnFast", tables.name("late")),
         ("ColdchainTtlHeadroomLow", tables.name("late")),
         ("ColdchainWindowsExpired", tables.name("lost")),
+        ("ColdchainDataMismatch", tables.name("hurt")),
         ("ColdchainRegistryBroken", ""),
     }
     prometheus.wait(for_all=lasting)
@@ -174,15 +186,18 @@ def test_five_faults_fire_their_runbooks_run_and_they_clear(
     assert "table x: 'key' is a required property" in said["ColdchainRegistryBroken"]
     assert "would be given up as lost" in said["ColdchainWindowsExpired"]
     assert "is broken" in said["ColdchainProofFailing"]
+    assert "missing" in said["ColdchainDataMismatch"]
 
     tables.write()  # the entry is taken out
-    late, odd = tables.labs["late"], tables.labs["odd"]
+    late, odd, hurt = (tables.labs[role] for role in ("late", "odd", "hurt"))
+    hurt.run(run_key="test/written anew")
     late.run(run_key="test/caught up")
     odd.execute(f"ALTER TABLE k2.{odd.name} DELETE WHERE seq > 1000 SETTINGS mutations_sync = 2")
     odd.run(run_key="coldchain_offload/manual__3")
     prometheus.wait(for_none=faults - {("ColdchainWindowsExpired", tables.name("lost"))})
     late.check_equal(2)
     odd.check_equal(1)
+    hurt.check_equal(10)
 
     Shell(state, tables.name("lost"), tables.path).check(*blocks_of("ColdchainWindowsExpired"))
     prometheus.wait(for_none={("ColdchainWindowsExpired", tables.name("lost"))})

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, DeadlineReference
+from airflow.sdk._shared.module_loading import import_string
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from coldchain import deadline
 from coldchain.core.errors import CommitUnknown, Fenced, LeaseHeld, Permanent, SourceShrank, Unavailable
 from coldchain.dagfactory import build_offload_dag, build_shrink_dag, describe
 from coldchain.failures import as_airflow_failures
 from coldchain.registry import DEFAULT_PATH, BadTable, Registry, load_registry
+from coldchain.ui.status import limit_s
 
 REGISTRY = load_registry(DEFAULT_PATH)
 STEPS = ["read_watermark", "offload", "validate", "commit"]
@@ -142,3 +146,22 @@ def test_a_missing_connection_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(BaseHook, "get_connection", staticmethod(missing))
     with pytest.raises(Permanent, match="Airflow connection spark_default does not exist: add it"):
         connections.connection(connections.SPARK)
+
+
+def test_a_scheduled_run_has_until_the_end_of_the_freshness_promise(dag: DAG) -> None:
+    (alert,) = dag.deadline
+    assert alert.reference == DeadlineReference.DAGRUN_LOGICAL_DATE
+    most_s = max(limit_s(table) for table in REGISTRY.tables if table.grid_us <= 900_000_000)
+    assert alert.interval == timedelta(seconds=most_s)
+    assert import_string(alert.callback.path) is deadline.say_missed
+
+
+@pytest.mark.parametrize(("run_type", "lines"), [("scheduled", 1), ("backfill", 0), ("manual", 0)])
+def test_a_missed_deadline_is_said_of_scheduled_runs_alone(
+    run_type: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = {"dag_id": "coldchain_offload", "dag_run_id": "r1", "run_type": run_type}
+    asyncio.run(deadline.say_missed(context={"dag_run": run}))
+    assert [record.getMessage().startswith("coldchain_offload run r1 has not ended") for record in caplog.records] == (
+        [True] * lines
+    )

@@ -98,6 +98,7 @@ SHARED = (
 AIRFLOW_SIDE = (
     "connections",
     "dagfactory",
+    "deadline",
     "downstream",
     "failures",
     "notify",

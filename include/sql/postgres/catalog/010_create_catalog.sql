@@ -18,4 +18,5 @@ CREATE TABLE IF NOT EXISTS public.iceberg_namespace_properties (
 );
 ALTER TABLE public.iceberg_tables OWNER TO iceberg_owner;
 ALTER TABLE public.iceberg_namespace_properties OWNER TO iceberg_owner;
+REVOKE ALL ON public.iceberg_tables, public.iceberg_namespace_properties FROM PUBLIC, iceberg;
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.iceberg_tables, public.iceberg_namespace_properties TO iceberg;
