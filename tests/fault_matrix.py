@@ -95,6 +95,7 @@ class _Collector:
         self.page = page
         self.rows: dict[str, dict[str, Row]] = defaultdict(dict)
         self.marks: dict[str, list[tuple[str, str, str, str]]] = {}
+        self.said = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -116,11 +117,17 @@ class _Collector:
                 row.recoveries += [recovery] if recovery not in row.recoveries else []
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        missing = FAULTS.keys() - self.rows.keys()
+        missing = sorted(FAULTS.keys() - self.rows.keys())
         if session.testsfailed or missing:
-            why = f"{session.testsfailed} tests failed" if session.testsfailed else f"{sorted(missing)} were not tried"
-            raise pytest.UsageError(f"{self.page} was not written: {why}")
+            why = f"{session.testsfailed} tests failed" if session.testsfailed else f"{missing} were not tried"
+            self.said = f"{self.page} was not written: {why}"
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            return
         self.page.write_text(render(self.rows))
+        self.said = f"{self.page} was written"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(self.said)
 
 
 def _first_sentence(text: str) -> str:
@@ -144,8 +151,12 @@ def render(rows: dict[str, dict[str, Row]]) -> str:
         lines.append(f"| **{number}** {what} | | | | |")
         for row in sorted(rows[number].values(), key=lambda row: row.test):
             by = ", ".join(sorted(row.recoveries))
-            lines.append(f"| `{row.test}` | {by} | {row.outcome} | {row.cases} | {row.seconds:.1f} |")
+            lines.append(f"| `{row.test}` | {by} | {row.outcome} | {row.cases} | {_shown(row.seconds)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds else "not measured"
 
 
 def marked_tests() -> dict[str, set[str]]:

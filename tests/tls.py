@@ -6,9 +6,10 @@ clients ask for TLS inside their protocol; who does not ask is refused as `hosts
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
+import select
+import socket
 import ssl
 import struct
 import threading
@@ -80,57 +81,55 @@ class Front:
 @contextlib.contextmanager
 def in_front_of(port: int, context: ssl.SSLContext, *, is_postgres: bool = False) -> Iterator[Front]:
     """Listen on loopback, speak TLS, and pass everything on to a port of loopback in plain text."""
-    front, loop = Front(), asyncio.new_event_loop()
+    front, is_over, threads = Front(), threading.Event(), list[threading.Thread]()
 
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError):
-            if is_postgres and not await _is_asked_for(reader, writer):
+    def take(plain: socket.socket) -> None:
+        # A client that trusts us not ends the handshake, which is the test.
+        with plain, contextlib.suppress(OSError):
+            plain.settimeout(30)
+            if is_postgres and not _is_asked_for(plain):
                 return
-            if is_postgres:
-                await writer.start_tls(context)
-            front.taken += 1
-            there, back = await asyncio.open_connection("127.0.0.1", port)
-            pumps = [asyncio.create_task(_pump(reader, back)), asyncio.create_task(_pump(there, writer))]
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            back.close()
-        writer.close()
+            with context.wrap_socket(plain, server_side=True) as outside:
+                front.taken += 1
+                with socket.create_connection(("127.0.0.1", port)) as inside:
+                    _pass_on(outside, inside, is_over)
 
-    outside = None if is_postgres else context
-    server = loop.run_until_complete(asyncio.start_server(take, "127.0.0.1", 0, ssl=outside))
-    loop.set_exception_handler(lambda *_: None)  # a client that trusts us not ends the handshake, which is the test
-    front.port = server.sockets[0].getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield front
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        server.close()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0.05))
-        loop.close()
+    def listen(listener: socket.socket) -> None:
+        while not is_over.is_set():
+            if select.select([listener], [], [], 0.05)[0]:
+                threads.append(threading.Thread(target=take, args=(listener.accept()[0],), daemon=True))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        front.port = listener.getsockname()[1]
+        listening = threading.Thread(target=listen, args=(listener,), daemon=True)
+        listening.start()
+        try:
+            yield front
+        finally:
+            is_over.set()
+            for thread in (listening, *threads):
+                thread.join()
 
 
-async def _is_asked_for(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+def _is_asked_for(plain: socket.socket) -> bool:
     while True:
-        length, request = struct.unpack("!II", await reader.readexactly(8))
+        length, request = struct.unpack("!II", plain.recv(8).ljust(8, b"\0"))
         if length == 8 and request == _GSS_REQUEST:
-            writer.write(b"N")
+            plain.sendall(b"N")
             continue
         if length == 8 and request == _SSL_REQUEST:
-            writer.write(b"S")
-            await writer.drain()
+            plain.sendall(b"S")
             return True
-        writer.write(b"E" + struct.pack("!I", len(_NO_ENCRYPTION) + 4) + _NO_ENCRYPTION)
-        await writer.drain()
-        writer.close()
+        plain.sendall(b"E" + struct.pack("!I", len(_NO_ENCRYPTION) + 4) + _NO_ENCRYPTION)
         return False
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError, ssl.SSLError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
+def _pass_on(outside: ssl.SSLSocket, inside: socket.socket, is_over: threading.Event) -> None:
+    """Pass bytes both ways until either side has ended; one thread, as a TLS socket is not for two."""
+    other = {outside: inside, inside: outside}
+    while not is_over.is_set():
+        for side in [outside] if outside.pending() else select.select([outside, inside], [], [], 0.05)[0]:
+            if not (data := side.recv(1 << 16)):
+                return
+            other[side].sendall(data)

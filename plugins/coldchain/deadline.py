@@ -1,6 +1,6 @@
 """What Airflow does when a scheduled run has not ended in time: a second pair of eyes, which needs no Prometheus.
 
-The run is marked in the UI and counted (`deadline_alerts.deadline_missed`) by Airflow itself; this says it in the
+Airflow itself records and counts the miss (`deadline_alerts.deadline_missed`); this says it in the
 triggerer's log.
 """
 

@@ -27,11 +27,12 @@ def read_windows(target: str, event_time: str, extra: Mapping[str, Any], columns
     from coldchain.lake import Lake
 
     table = Lake(connections.settings().catalog_properties).require(target)
-    snapshot_id, windows = int(extra["snapshot_id"]), extra["windows"]
+    snapshot_id = int(extra["snapshot_id"])
     if table.metadata.snapshot_by_id(snapshot_id) is None:
         raise Permanent(f"snapshot {snapshot_id} of {target} has expired: read main instead, by the event's windows")
     within = [
-        And(GreaterThanOrEqual(event_time, window["start"]), LessThan(event_time, window["end"])) for window in windows
+        And(GreaterThanOrEqual(event_time, _instant(window["start"])), LessThan(event_time, _instant(window["end"])))
+        for window in extra["windows"]
     ]
     condition = within[0] if len(within) == 1 else Or(*within)
     rows = table.scan(row_filter=condition, snapshot_id=snapshot_id, selected_fields=tuple(columns)).to_arrow()
@@ -40,3 +41,7 @@ def read_windows(target: str, event_time: str, extra: Mapping[str, Any], columns
             f"{target} snapshot {snapshot_id}: the event says {extra['rows']:,} rows, {rows.num_rows:,} read"
         )
     return rows
+
+
+def _instant(text: str) -> str:
+    return text.removesuffix("Z") + "+00:00"  # pyiceberg 0.12 knows offsets only

@@ -17,13 +17,13 @@ from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.sql import Query
 from coldchain.settings import Settings
 from stack import process
-from stack.airflow_api import AirflowApi, ApiError
+from stack.airflow_api import AirflowApi
 from stack.state import Stack, find_state
 from tests.prometheus import Prometheus, scraping
 from tests.watch import ROOT, Shell, alerts, blocks_of, needs_prometheus
 
 pytestmark = pytest.mark.timeout(900)
-DAG, TABLE, TOKEN = "coldchain_offload", "bronze_trades_kraken", "a-token-of-the-tests"
+DAG, TABLE = "coldchain_offload", "bronze_trades_kraken"
 RAN: set[str] = set()  # blocks that have succeeded: several runbooks share some
 DOWN, NOTHING = ("ColdchainExporterDown", ""), ("ColdchainNoRuns", "")
 
@@ -51,23 +51,15 @@ def stack(airflow: dict[str, str], state: Path) -> Stack:
 
 @pytest.fixture(scope="module")
 def api(airflow: dict[str, str]) -> AirflowApi:
-    """Airflow's API, with a metrics token in a connection of Airflow's own."""
-    made = AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
-    try:
-        made.post("/connections", {"connection_id": "coldchain_metrics", "conn_type": "generic", "password": TOKEN})
-    except ApiError as error:
-        if error.status != 409:  # a stack that is kept has it
-            raise
-    return made
+    """Airflow's API."""
+    return AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    airflow: dict[str, str], api: AirflowApi, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
+def prometheus(airflow: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scrape Airflow's own API server. A run counts as missing after a minute, not after half an hour."""
-    endpoint = f"{airflow['AIRFLOW_URL']}/coldchain/metrics"
-    with scraping(endpoint, TOKEN, tmp_path_factory.mktemp("prometheus"), NoRuns="== 1) + 900=>== 1) - 840") as opened:
+    endpoint, token = f"{airflow['AIRFLOW_URL']}/coldchain/metrics", airflow["COLDCHAIN_METRICS_TOKEN"]
+    with scraping(endpoint, token, tmp_path_factory.mktemp("prometheus"), NoRuns="== 1) + 900=>== 1) - 840") as opened:
         yield opened
 
 
@@ -80,9 +72,10 @@ def test_a_dead_api_server_and_a_paused_dag_are_seen_and_the_runbooks_help(
     process.stop(stack, ["airflow-api-server"])
     prometheus.wait(for_all={DOWN})
     *diagnosis, resolution = blocks_of(DOWN[0])
-    assert "\n000" in "\n" + shell.check(*diagnosis)
+    assert "metrics: 000" in shell.check(*diagnosis)
     shell.check(resolution)
     prometheus.wait(for_none={DOWN})
+    assert "metrics: 200" in shell.check(*diagnosis)
 
     prometheus.wait(for_all={NOTHING})
     assert api.get(f"/dags/{DAG}")["is_paused"]

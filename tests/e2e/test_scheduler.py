@@ -124,10 +124,6 @@ class Story:
         )
         self.execute(statement)
 
-    def delete(self, where: str) -> None:
-        """Delete rows of Binance's table, as somebody might who should not."""
-        self.execute(f"ALTER TABLE k2.{BINANCE} DELETE WHERE {where} SETTINGS mutations_sync = 2")
-
     def execute(self, statement: str) -> None:
         """Run a statement as the loader."""
         for _ in self.loader.stream(Query(statement, {}), {}):
@@ -297,38 +293,6 @@ def test_8b_a_table_of_a_group_that_fails_takes_out_itself_alone(story: Story) -
     assert "holds 1 files that no segment owns" in events[0].detail["error"]
     story.catalog.load_table("cold.gold_ohlcv_5m").manage_snapshots().set_current_snapshot(snapshot_id=ours).commit()
     story.clear(run_id, "gold.gold_ohlcv_5m.read_watermark", downstream=True)
-    story.check_equal(12_528)
-
-
-@pytest.mark.parametrize("answer", ["Reject", "Approve"])
-def test_8c_a_person_decides_whether_a_segment_may_shrink(story: Story, answer: str) -> None:
-    """The offload refuses to lose a row; the approval task shows both fingerprints, and stands for exactly these."""
-    mine = "sequence_number = 900003901"
-    if answer == "Reject":
-        story.delete(mine)
-    run_id = story.api.trigger(DAG, {"tables": [BINANCE]})
-    assert story.wait([run_id]) == ["failed"]
-    error = story.ledger.attempts(BINANCE, f"{DAG}/{run_id}")[0].detail["error"]
-    approval = error.rpartition('allow_shrink=["')[2].partition('"')[0]
-    before = story.heads()
-    story.api.patch("/dags/coldchain_shrink", {"is_paused": False})
-    asked = story.api.trigger("coldchain_shrink", {"table": BINANCE})
-    task = f"/dags/coldchain_shrink/dagRuns/{quote(asked, safe='')}/taskInstances/approve"
-    deadline = time.monotonic() + 240
-    while story.api.get(task)["state"] != "awaiting_input":
-        assert time.monotonic() < deadline, story.api.tasks("coldchain_shrink", asked)
-        time.sleep(0.5)
-    shown = story.api.get(f"{task}/-1/hitlDetails")["body"]
-    assert f"| {approval.partition(':')[0]} | " in shown, shown
-    assert shown.count(f" {int(approval.partition(':')[2]):,} rows, hash ") == 1, shown
-    story.api.patch(f"{task}/-1/hitlDetails", {"chosen_options": [answer], "params_input": {}})
-    assert story.wait([asked], dag="coldchain_shrink") == ["success"]
-    if answer == "Reject":
-        assert story.heads() == before
-        return
-    assert story.heads() != before
-    story.insert_copy(900_003_901)  # it comes again, for the chapters to come
-    story.trigger()
     story.check_equal(12_528)
 
 

@@ -25,7 +25,7 @@ from tests.processes import await_true
 from tests.reader import watching
 
 TRIES = 4
-SHORT_LEASE = {"COLDCHAIN_LEASE_SECONDS": "2"}
+SHORT_LEASE = {"COLDCHAIN_LEASE_SECONDS": "3"}
 DRIVER = ["offload.before_stream", "stream.amid_file", "offload.before_stage", "stage.after_branch",
           "offload.after_stage"]  # fmt: skip
 VALIDATOR = ["validate.before_prove", "validate.after_prove"]

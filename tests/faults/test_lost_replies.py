@@ -178,7 +178,7 @@ def test_a_stream_that_breaks_off_once_is_fetched_again(lab: Lab) -> None:
 @pytest.mark.fault("F04", recovery="retry")
 def test_clickhouse_stalls(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that does not go on is given up; the attempt fails, and `main` stays."""
-    monkeypatch.setattr("coldchain_spark.stream.HttpClickHouse", _impatient)
+    monkeypatch.setattr("coldchain_spark.stream.HttpClickHouse", Impatient)
     prepare(lab)
     fault = Fault("stall", b"FORMAT Parquet", after_bytes=500, times=99)
     with watching(lab):
@@ -187,5 +187,8 @@ def test_clickhouse_stalls(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         converge(lab, "retry")
 
 
-def _impatient(url: str, user: str, password: str) -> HttpClickHouse:
-    return HttpClickHouse(url, user, password, timeout_s=2)
+class Impatient(HttpClickHouse):
+    """A client that gives an answer up which does not go on."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "timeout_s": 2})

@@ -192,8 +192,8 @@ def test_a_partition_that_the_source_lost_waits_for_a_person(lab: Lab) -> None:
             lab.let_lease_end()
         assert len(reader.seen) == 1
         (segment,) = [s.segment_id for s in lab.ledger.segments(lab.name) if s.paths]
-        assert f"allow_shrink=[{segment}]" in str(refused.value)
-        lab.run(Request(None, None, allow_shrink=frozenset({segment})), run_key="test/approved")
+        assert f'allow_shrink=["{segment}:0"]' in str(refused.value)
+        lab.run(Request(None, None, allow_shrink={segment: 0}), run_key="test/approved")
     lab.check_equal(0)
 
 
