@@ -117,9 +117,7 @@ ELSEWHERE = {
     63: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
     64: "tests/unit/test_production.py::test_what_is_not_fit_is_named",
     72: "tests/integration/test_bad_input.py::test_72_rows_that_are_there_twice_are_moved_twice",
-    **dict.fromkeys(
-        DATA, "tests/integration/test_bad_input.py::test_awkward_data_are_moved_exactly_or_refused"
-    ),
+    **dict.fromkeys(DATA, "tests/integration/test_bad_input.py::test_awkward_data_are_moved_exactly_or_refused"),
     76: "tests/integration/test_bad_input.py::test_a_row_on_an_edge_belongs_to_the_later_window",
     77: "tests/integration/test_bad_input.py::test_a_table_without_rows_moves_nothing_and_fails_nobody",
     78: "tests/integration/test_bad_input.py::test_late_deleted_and_updated_rows_are_found",

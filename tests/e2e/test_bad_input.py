@@ -1,4 +1,4 @@
-"""Bad input through the real doors: REST, the command line, and the tasks behind them. No run, or a run that wrote nothing.
+"""Bad input through real doors, REST, the command line and the tasks behind them: no run, or one that writes nothing.
 
 What a run may have written is told by its own attempts, so that a scheduled run beside it disturbs nothing.
 """

@@ -134,7 +134,9 @@ BOMBS = {
     "dashes": ("tables:\n" + "- " * 100_000 + "x", "nested more than 20 deep"),
     "aliases": (
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-        + "".join(f"{two}: &{two} [{', '.join([f'*{one}'] * 10)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True))
+        + "".join(
+            f"{two}: &{two} [{', '.join([f'*{one}'] * 10)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True)
+        )
         + "tables: *i",
         "anchors are not allowed",
     ),
@@ -144,7 +146,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("what", BOMBS)
 def test_a_bomb_costs_little_and_ends_nothing(tmp_path: Path, what: str) -> None:
-    """In a process of its own, for the C loader ends the whole process on some of these; with little memory and time."""
+    """In a process of its own, with little memory: the C loader ends the whole process on some of these."""
     text, words = BOMBS[what]
     path = tmp_path / "tables.yaml"
     path.write_text(text)
@@ -176,7 +178,8 @@ def test_what_is_said_of_a_huge_value_is_short() -> None:
     huge = "x" * 1_000_000
     for params in (
         {"start": huge}, {"start": nested}, {"mode": huge}, {"mode": nested}, {"tables": [huge]}, {"tables": nested},
-        {"tables": huge}, {"allow_shrink": nested}, {"allow_shrink": [huge]}, {huge: 1}, dict.fromkeys(map(str, range(9_999))),
+        {"tables": huge}, {"allow_shrink": nested}, {"allow_shrink": [huge]}, {huge: 1},
+        dict.fromkeys(map(str, range(9_999))),
     ):  # fmt: skip
         with pytest.raises(BadRequest) as refused:
             ask(params)

@@ -128,7 +128,9 @@ def test_the_core_imports_nothing_later_either(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files_of(PLUGINS / "coldchain", "store"), ids=lambda path: path.name)
 def test_the_store_knows_the_core_and_postgres_only(path: Path) -> None:
-    allowed = (*STDLIB, "coldchain.core", "coldchain.store", "psycopg2")
+    # The command that migrates is an edge of its own: what production refuses, it refuses too.
+    edge = ("coldchain.settings",) if path.name == "migrate.py" else ()
+    allowed = (*STDLIB, "coldchain.core", "coldchain.store", "psycopg2", *edge)
     assert [name for name in imports_of(path) if not is_of(name, allowed)] == []
 
 

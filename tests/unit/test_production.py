@@ -47,7 +47,7 @@ def test_what_is_fit_starts() -> None:
         ({"catalog_uri": "postgresql://c:postgres@pg/c?sslmode=verify-full"}, "password of connection coldchain_ice"),
         ({"ledger_uri": f"postgresql:///c?host=pg&user=c&password={SECRET}"}, "coldchain_postgres has sslmode=none"),
         ({"ledger_uri": f"postgresql://c:{SECRET}@pg/c?sslmode=disable&sslmode=verify-full"}, "sslmode=disable"),
-        ({"ledger_uri": "postgresql://pg/c?sslmode=verify-full&password=postgres"}, "password of connection coldchain_p"),
+        ({"ledger_uri": "postgresql://pg/c?sslmode=verify-full&password=postgres"}, "password of connection cold"),
         ({"warehouse": "file:///data"}, "warehouse=file:///data lies on one machine's disk"),
         ({"warehouse": "/data"}, "warehouse=/data lies on one machine's disk: allowed is object storage"),
     ],
@@ -126,7 +126,8 @@ def test_no_other_way_in_is_open(monkeypatch: pytest.MonkeyPatch, what: str) -> 
 
 @pytest.mark.parametrize(
     ("conn_id", "password", "extra"),
-    [("coldchain_notify_slack", "http://127.0.0.1:1/hook", {}), ("coldchain_notify_webhook", "http://127.0.0.1:1/hook", {}),
+    [("coldchain_notify_slack", "http://127.0.0.1:1/hook", {}),
+     ("coldchain_notify_webhook", "http://127.0.0.1:1/hook", {}),
      ("coldchain_notify_mail", SECRET, {"to": ["a@b"], "tls": False})],
 )  # fmt: skip
 def test_messages_do_not_go_in_plain_text(
