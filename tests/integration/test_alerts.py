@@ -11,6 +11,7 @@ import queue
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -273,6 +274,9 @@ def test_every_query_of_the_dashboards_returns_data(prometheus: Prometheus, tabl
     now = datetime.now(UTC)
     lab.insert([(now - timedelta(hours=1), int(to_us(now) % 1_000_000) + 10)])  # something to count while it is scraped
     lab.run(run_key="test/for the dashboards")
+    fresh = uuid.uuid4().hex
+    lab.ledger.note_rejection("params", "start", f"test/{fresh}")
+    lab.ledger.note(lab.name, lab.ledger.lease(lab.name).token, f"test/{fresh}", "failed", {"kind": "Unavailable"})
     queries = {
         target["expr"]: f"{made['title']}: {each['title']}"
         for made in map(json.loads, dashboards.files().values())
