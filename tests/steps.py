@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from coldchain import failpoint, proof, protocol
+from coldchain import failpoint, maintenance, proof, protocol
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.errors import EXIT_KINDS, ColdchainError, Permanent
-from coldchain.core.job import JobSpec, JobTable, Work
+from coldchain.core.job import CompactJob, JobSpec, JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window
+from coldchain.core.windows import DAY_US, Window
 from coldchain.lake import Lake
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
-from jobs import offload_tables
+from jobs import compact_table, offload_tables
 
 
 def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
@@ -80,6 +81,17 @@ def commit(turn: protocol.Turn, folder: Path) -> dict[str, object]:
     return {"published": True, "watermark_us": protocol.publish(turn, stage, work)}
 
 
+def compact(turn: protocol.Turn) -> int:
+    """Run the compaction job as the driver does."""
+    return compact_table.main(CompactJob(turn.spec, "compact-test", turn.run_key, batches=30, rows=0).dumps())
+
+
+def tidy(turn: protocol.Turn) -> dict[str, object]:
+    """Run tidy as in eight days from now."""
+    done = maintenance.tidy(turn, time.time_ns() // 1000 + 8 * DAY_US, is_dry=False)
+    return {} if done is None else done.to_json()
+
+
 def _work(folder: Path) -> Work:
     return Work.from_json(json.loads((folder / "work.json").read_text()))
 
@@ -94,6 +106,8 @@ def main(verb: str, folder: Path) -> int:
         "offload": lambda: offload(turn, folder),
         "validate": lambda: validate(turn, folder),
         "commit": lambda: commit(turn, folder),
+        "compact": lambda: compact(turn),
+        "tidy": lambda: tidy(turn),
     }
     try:
         result = steps[verb]()

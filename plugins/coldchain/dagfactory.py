@@ -32,6 +32,7 @@ from coldchain.core.request import APPROVAL, MODES
 from coldchain.core.table import TableSpec
 from coldchain.failures import RecordFailure
 from coldchain.operators.commit import WatermarkCommitOperator
+from coldchain.operators.maintain import CompactOperator, TidyOperator
 from coldchain.operators.offload import OffloadOperator
 from coldchain.operators.recover import RecoverOperator
 from coldchain.operators.refuse import RefuseOperator
@@ -165,6 +166,55 @@ def build_verify_dag(registry: Registry) -> DAG:
     mode = Param("due", enum=list(AUDIT_MODES), title="Mode", description="See the DAG's documentation.")
     dag.params = ParamsDict({"tables": _tables_param([table.name for table in tables]), "mode": mode})
     return dag
+
+
+def build_maintenance_dag(registry: Registry) -> DAG:
+    """Build `coldchain_maintenance`: a TaskGroup a table, every night; what one table's does holds up no other."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_maintenance",
+        description="Puts small files together, drops old snapshots, dead branches and orphaned files",
+        schedule="45 2 * * *",
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["coldchain"],
+        default_args=_default_args(),
+        doc_md=_MAINTENANCE_DOC,
+    ) as dag:
+        for table in tables:
+            with TaskGroup(table.name, tooltip=table.target):
+                compact = CompactOperator(
+                    task_id="compact", spec=table, pool=SPARK_POOL, execution_timeout=timedelta(hours=2),
+                    doc_md=_table_doc(table),
+                )  # fmt: skip
+                # What compaction could not do today is no reason to keep old snapshots.
+                tidy = TidyOperator(
+                    task_id="tidy", spec=table, execution_timeout=timedelta(hours=1), trigger_rule="all_done",
+                    doc_md=_table_doc(table),
+                )  # fmt: skip
+            compact >> tidy
+    dag.params = ParamsDict(
+        {
+            "tables": _tables_param([table.name for table in tables]),
+            "days": Param(
+                30, type="integer", minimum=1, maximum=1000, title="Days",
+                description="At most so many days, or parts of them, a table: the oldest first.",
+            ),
+            "dry_run": Param(False, type="boolean", title="Dry run", description="Say what would be done, do nothing."),
+        }
+    )  # fmt: skip
+    return dag
+
+
+_MAINTENANCE_DOC = """# Maintenance
+
+No row changes here. `compact` puts the files of closed days together, where that saves at least four: the new files are
+staged on a branch, read back, and published only if they hold exactly what the old ones were proven to hold. `tidy`
+drops branches of attempts that nobody continues (24 h), snapshots older than 7 days (never the newest 3), and files
+that no snapshot needs (3 days).
+
+It may be interrupted, cleared and repeated at any time. An offload waits for one day of its table at most."""
 
 
 _VERIFY_DOC = """# Verify

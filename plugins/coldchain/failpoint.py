@@ -51,6 +51,12 @@ NAMES = frozenset(
         "publish.after_record",
         "publish.before_release",
         "publish.after_release",
+        "compact.after_take",
+        "compact.after_write",
+        "compact.after_stage",
+        "compact.after_publish",
+        "expire.before_commit",
+        "orphans.amid_removal",
     }
 )
 

@@ -345,6 +345,79 @@ def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
     return files
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file below the table's location: its path as `normalised` spells it, its age and size."""
+
+    path: str
+    modified_us: int
+    bytes: int
+
+
+def list_files(table: Table, folder: str) -> list[Listed]:
+    """List the files directly in `data` or `metadata` below the table's location.
+
+    Raises:
+        Permanent: the catalog's FileIO can't list.
+    """
+    from pyarrow.fs import FileSelector, FileType  # slow to import, and maintenance's alone
+    from pyiceberg.io.pyarrow import PyArrowFileIO
+
+    target = ".".join(table.name())
+    if not isinstance(table.io, PyArrowFileIO):
+        raise Permanent(f"the files of {target} can't be listed: set py-io-impl to pyiceberg.io.pyarrow.PyArrowFileIO")
+    scheme, host, path = PyArrowFileIO.parse_location(f"{table.location()}/{folder}", table.io.properties)
+    with _reading(target):
+        found = table.io.fs_by_scheme(scheme, host).get_file_info(
+            FileSelector(path, recursive=False, allow_not_found=True)
+        )
+    prefix = "" if scheme == "file" else f"{scheme}://"
+    return [
+        Listed(normalised(prefix + each.path), int(each.mtime_ns // 1000), int(each.size))
+        for each in found
+        if each.type == FileType.File and each.mtime_ns is not None
+    ]
+
+
+def reachable(table: Table) -> set[str]:
+    """Return every path that any snapshot, ref or recorded metadata file of the table needs, as `normalised` spells it.
+
+    Every manifest is read once, however many snapshots share it.
+    """
+    metadata = table.metadata
+    paths = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
+    paths |= {each.statistics_path for each in (*metadata.statistics, *metadata.partition_statistics)}
+    seen: set[str] = set()
+    with _reading(".".join(table.name())):
+        for snapshot in metadata.snapshots:
+            paths.add(snapshot.manifest_list)
+            for manifest in snapshot.manifests(table.io):
+                if manifest.manifest_path in seen:
+                    continue
+                seen.add(manifest.manifest_path)
+                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+                    paths.add(entry.data_file.file_path)
+    return {normalised(path) for path in paths | seen}
+
+
+def expire(table: Table, snapshot_ids: Sequence[int], branches: Sequence[str]) -> None:
+    """Drop branches, then snapshots, in a commit each; what a ref needs stays whatever is asked for.
+
+    Raises:
+        BaseMoved: somebody changed the table at the same moment.
+        CommitUnknown: an answer was lost; looking again tells.
+    """
+    target = ".".join(table.name())
+    with _reading(target), _refused(target), _committing(target):
+        if branches:
+            update = table.manage_snapshots()
+            for name in branches:
+                update = update.remove_branch(name)
+            update.commit()
+        if snapshot_ids:
+            table.maintenance.expire_snapshots().by_ids(list(snapshot_ids)).commit()
+
+
 def reach_of(table: Table, file: DataFile, event_time: str) -> Window | None:
     """Return the event times that a file may hold rows of, from its bounds, or from its partition; None: any."""
     field = table.schema().find_field(event_time)

@@ -48,18 +48,29 @@ def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summar
             f"table={turn.spec.name}: the stage was made with columns of version {stage.version}, the table has "
             f"{fingerprint.version(columns)}: clear the table's offload task"
         )
+    prove_content(turn, stage, table, columns)
+    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000)
+    return _judge(turn, stage, results)
+
+
+def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Column]) -> None:
+    """Prove that a staged snapshot holds what its plan says and nothing else: which files, and what is in them.
+
+    Args:
+        turn: the table and run.
+        stage: what was staged.
+        table: the Iceberg table as it is now.
+        columns: those that the stage's fingerprints were made with.
+    """
     _prove_files(turn, stage, table)
     paths = [path for segment in stage.segments for path in segment.paths]
     check_hash_vector(query_chdb, "chdb")
     found = read_files(turn.spec, columns, paths, _grid_us(stage.segments))
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
-    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000)
-    summaries = _judge(turn, stage, results)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
-    log.info("%s: proven: %d windows, %d files, %s rows read back equal the source", turn.spec.name,
+    log.info("%s: proven: %d windows, %d files, %s rows read back equal what was read", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
-    return summaries
 
 
 def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]:

@@ -517,6 +517,30 @@ def publish(turn: Turn, stage: Stage, work: Work) -> int | None:
         Fenced: a later attempt has the table.
         CommitUnknown: the catalog can't be asked whether `main` moved; the next `take` decides.
     """
+    watermark_us = _publish_once(turn, stage)
+    _record_end(turn, stage, work)
+    return watermark_us
+
+
+def republish(turn: Turn, stage: Stage) -> None:
+    """Publish a proven stage that changes no content; raises as `publish` does, and leaves the lease with the caller.
+
+    What may replace published segments without asking the source is what equals them: that is looked at here again.
+    """
+    held = {segment.segment_id: segment for segment in turn.ledger.segments(turn.spec.name)}
+    for segment in stage.segments:
+        replaced = [held[number] for number in segment.replaces if number in held]
+        if fingerprint.total(each.fingerprint for each in replaced) != segment.fingerprint or any(
+            each.paths and each.version != stage.version for each in replaced
+        ):
+            raise Superseded(
+                f"table={turn.spec.name} window={segment.window}: what is published there is not what was compacted "
+                "any more; nothing was published, the next maintenance looks again"
+            )
+    _publish_once(turn, stage)
+
+
+def _publish_once(turn: Turn, stage: Stage) -> int | None:
     try:
         watermark_us = _publish(turn, stage)
     except Superseded:
@@ -525,7 +549,6 @@ def publish(turn: Turn, stage: Stage, work: Work) -> int | None:
             raise
         watermark_us = _finish(turn, stage)  # another try of this very commit was faster
     failpoint.hit("publish.after_record")
-    _record_end(turn, stage, work)
     return watermark_us
 
 

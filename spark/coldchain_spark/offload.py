@@ -58,7 +58,7 @@ def offload_table(job: JobTable, settings: Settings, run: Mapper, cores: int) ->
     """Stage one table, and record what happened in the ledger. Errors become an Outcome: other tables go on."""
     ledger, kind = PostgresLedger.from_uri(settings.ledger_uri), ""
     try:
-        with _heartbeat(job, settings):
+        with heartbeat(job.spec.name, job.token, settings):
             outcome = _Offload(job, settings, ledger, run, cores).run()
     except ColdchainError as error:
         outcome = Outcome(job.spec.name, "failed", message=str(error), exit_code=error.exit_code)
@@ -86,7 +86,7 @@ def _note_failure(job: JobTable, settings: Settings, outcome: Outcome, kind: str
 
 
 @contextlib.contextmanager
-def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
+def heartbeat(name: str, token: str, settings: Settings) -> Iterator[None]:
     """Renew the lease while the table is worked on; whoever is overtaken learns it before staging."""
     stop = threading.Event()
 
@@ -96,11 +96,11 @@ def _heartbeat(job: JobTable, settings: Settings) -> Iterator[None]:
             if stop.wait(lease_seconds() / 5):
                 break
             try:
-                ledger.renew(job.spec.name, job.token)
+                ledger.renew(name, token)
             except Fenced:
                 return
             except ColdchainError as error:
-                log.warning("the lease of %s was not renewed: %s", job.spec.name, error)
+                log.warning("the lease of %s was not renewed: %s", name, error)
         ledger.close()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

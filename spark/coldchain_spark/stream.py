@@ -90,10 +90,10 @@ def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
     failure: ColdchainError = Transient(f"{where}: not tried")
     for _ in range(TRIES):
         try:
-            streamed = _write(job, client, part)
+            streamed = write_file(job, part, client.stream(rows_query(job.spec, job.columns, part), job.query_settings))
             if streamed.rows == _count(job, client, part):
                 return streamed
-            _delete(job, streamed.path)
+            delete_file(job, streamed.path)
             failure = SourceMoving(f"{where}: rows came or went while they were streamed: the task is tried again")
         except FooterError as error:
             failure = Unavailable(f"{where}: {error}; look at ClickHouse's log, the task is tried again")
@@ -118,14 +118,15 @@ def _io(job: StreamJob) -> Any:
     return load_file_io(job.io_properties, job.data_folder)
 
 
-def _delete(job: StreamJob, path: str) -> None:
+def delete_file(job: StreamJob, path: str) -> None:
+    """Delete a file that nothing refers to; one that is gone is fine."""
     with contextlib.suppress(OSError):
         _io(job).delete(path)
 
 
-def _write(job: StreamJob, client: HttpClickHouse, part: Slice) -> Streamed:
+def write_file(job: StreamJob, part: Slice, chunks: Iterable[bytes]) -> Streamed:
+    """Write ClickHouse's Parquet to a file of its own in the warehouse; FooterError where the stream was cut."""
     path = f"{job.data_folder}/{file_name(part.segment, job.token, uuid.uuid4().hex)}"
-    chunks = client.stream(rows_query(job.spec, job.columns, part), job.query_settings)
     try:
         failpoint.hit("stream.before_file")
         # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
@@ -134,7 +135,7 @@ def _write(job: StreamJob, client: HttpClickHouse, part: Slice) -> Streamed:
             failpoint.hit("stream.amid_file")
         failpoint.hit("stream.after_file")
     except BaseException:
-        _delete(job, path)
+        delete_file(job, path)
         raise
     return Streamed(part, path, written, rows, footer)
 

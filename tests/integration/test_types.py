@@ -20,12 +20,15 @@ from pyiceberg.expressions import EqualTo, IsNaN
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from sqlalchemy.engine import make_url
 
+from coldchain import maintenance
 from coldchain.core import fingerprint
+from coldchain.core.compaction import Limits
 from coldchain.core.errors import ProofFailed, SchemaDrift, UnsupportedType
 from coldchain.core.sql import Query
-from coldchain.core.windows import to_us
+from coldchain.core.windows import MAX_US, to_us
 from coldchain.lake import columns_of, drift_of, field_ids, head_of, live_files
 from coldchain.settings import Settings
+from coldchain_spark.compact import compact_table
 from stack import jars
 from tests.any_type import AnyColumn, any_column, plain_types, same
 from tests.lab import ROOT, Lab, yesterday
@@ -123,7 +126,10 @@ def choices(columns: list[AnyColumn]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, spark: SparkReader, seed: int) -> None:
+def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(
+    typed: TypedLab, spark: SparkReader, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """As it was moved, and again when compaction has written it anew."""
     chance = random.Random(f"table {seed}")
     columns = any_columns(chance)
     typed.remake({column.name: column.kind.declared for column in columns}, choices(columns))
@@ -131,12 +137,17 @@ def test_any_table_is_in_iceberg_what_it_is_in_clickhouse(typed: TypedLab, spark
     for number, row in enumerate(trees):
         typed.put(number, [column.kind.sql(tree) for column, tree in zip(columns, row, strict=True)])
     typed.run()
-    for got in (typed.rows(), spark.rows(typed)):
-        assert [row["seq"] for row in got] == list(range(ROWS))
-        for column, position in zip(columns, range(COLUMNS), strict=True):
-            for number, row in enumerate(got):
-                wanted = column.kind.python(trees[number][position])
-                assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
+    at_once = Limits("day", MAX_US, None, max_rows=ROWS, min_files_saved=0)
+    monkeypatch.setattr(maintenance, "limits_of", lambda *_: at_once)
+    for rewrites in (0, 1):
+        done = compact_table(typed.spec, "maintenance/1", typed.settings, lambda do, parts: [*map(do, parts)], rewrites)
+        assert done.rows == rewrites * ROWS
+        for got in (typed.rows(), spark.rows(typed)):
+            assert [row["seq"] for row in got] == list(range(ROWS))
+            for column, position in zip(columns, range(COLUMNS), strict=True):
+                for number, row in enumerate(got):
+                    wanted = column.kind.python(trees[number][position])
+                    assert same(row[column.name], wanted), (column, number, row[column.name], wanted)
     table = typed.lake.require(typed.spec.target)
     source = typed.source().columns()
     assert drift_of(typed.spec, source, table).said == ()

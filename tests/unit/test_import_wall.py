@@ -85,6 +85,7 @@ SHARED = (
     "discover",
     "failpoint",
     "lake",
+    "maintenance",
     "measured",
     "proof",
     "protocol",

@@ -107,6 +107,32 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class CompactJob:
+    """What the compaction of one table is started with. Holds no secret.
+
+    `token` names this submission in the record of attempts; each batch takes the lease under a token of its own.
+    """
+
+    spec: TableSpec
+    token: str
+    run_key: str
+    batches: int  # at most so many
+    rows: int  # that they hold, as far as was known: decides whether executors are worth their start
+
+    def dumps(self) -> str:
+        """Write the one argument of the Spark application."""
+        data = {"token": self.token, "run_key": self.run_key, "batches": self.batches, "rows": self.rows}
+        return json.dumps({"version": VERSION, "spec": self.spec.to_json(), **data}, separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str) -> CompactJob:
+        """Read the argument; Permanent where it comes from another release."""
+        data = json.loads(text)
+        _check_version(data, "the job")
+        return cls(TableSpec.from_json(data["spec"]), data["token"], data["run_key"], data["batches"], data["rows"])
+
+
+@dataclass(frozen=True, slots=True)
 class StagedSegment:
     """A window as it was staged: what the ledger will hold once it is published."""
 

@@ -62,7 +62,7 @@ class OffloadOperator(SparkSubmitOperator):
                 return
             # Set here, not in __init__: rendered fields are stored where the UI shows them. Without a connection the
             # provider would silently submit to YARN.
-            self.env_vars = {**connections.driver_environment(), **_python_environment()}
+            self.env_vars = {**connections.driver_environment(), **python_environment()}
             failed = self._submit(context, planned, leases)
             for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
                 again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]
@@ -159,14 +159,21 @@ class OffloadOperator(SparkSubmitOperator):
                 return None
             if attempt.token == token and attempt.event in ("failed", "fenced"):
                 return EXIT_KINDS.get(attempt.detail.get("exit_code", 0), Transient)(attempt.detail["error"])
-        match = re.search(r"Error code is: (\d+)", str(ended))
-        kind = EXIT_KINDS.get(int(match[1]), Transient) if match else Transient
-        last = str(ended).splitlines()[-1] if match else str(ended)
-        return kind(f"table={turn.spec.name}: the Spark application ended with exit code {match[1] if match else '?'} "
-                    f"and left no word: {last[-500:]}")  # fmt: skip
+        return without_a_word(turn.spec.name, ended)
 
 
-def _python_environment() -> dict[str, str]:
+def without_a_word(table: str, ended: AirflowException | None) -> ColdchainError:
+    """Say that a Spark application ended and left nothing in the ledger; its exit code may still tell the kind."""
+    match = re.search(r"Error code is: (\d+)", str(ended))
+    kind = EXIT_KINDS.get(int(match[1]), Transient) if match else Transient
+    last = str(ended).splitlines()[-1] if match else str(ended)
+    return kind(
+        f"table={table}: the Spark application ended with exit code {match[1] if match else '?'} and left no word: "
+        f"{last[-500:]}"
+    )
+
+
+def python_environment() -> dict[str, str]:
     """Let driver and executors import the package, and Spark find its lean configuration."""
     paths = [str(ROOT / "plugins"), str(ROOT / "spark"), os.environ.get("PYTHONPATH", "")]
     environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
