@@ -6,7 +6,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE SEGMENTS REASON APPLY FORMAT ENGINE
+export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE DAYS DRY_RUN SEGMENTS REASON APPLY FORMAT ENGINE
 
 .PHONY: help
 help: ## This list
@@ -56,6 +56,10 @@ discover: environment ## Print a registry entry for a table of the running Click
 .PHONY: views
 views: environment ## Make the views over ClickHouse and Iceberg anew, of all tables
 	@$(VENV) -m stack views
+
+.PHONY: maintain
+maintain: environment ## Trigger the maintenance and follow it (TABLES= DAYS=30 DRY_RUN=1)
+	@$(VENV) -m stack maintain
 
 .PHONY: recover
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1

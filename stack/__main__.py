@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from stack import demo, lifecycle, prerequisites
 from stack.errors import StackError
@@ -49,6 +50,18 @@ def _demo() -> int:
 
 def _run() -> int:
     return 0 if demo.run(demo.conf_from(dict(os.environ))) else 1
+
+
+def _maintain() -> int:
+    wanted = os.environ
+    conf: dict[str, Any] = {"dry_run": wanted.get("DRY_RUN") == "1"}
+    if tables := wanted.get("TABLES", "").replace(",", " ").split():
+        conf["tables"] = tables
+    if days := wanted.get("DAYS"):
+        if not days.isdigit():
+            raise StackError(f"DAYS={days!r} must be a number of days, such as 30.")
+        conf["days"] = int(days)
+    return 0 if demo.maintain(conf) else 1
 
 
 def _status() -> int:
@@ -125,6 +138,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "down": _down,
     "load": _load,
     "logs": _logs,
+    "maintain": _maintain,
     "recover": _recover,
     "report": _measured,
     "run": _run,

@@ -12,6 +12,8 @@ from stack.progress import say, seconds_since_start
 from stack.settings import ADMIN, component_env
 from stack.state import CLONE, Stack
 
+MAINTENANCE = "coldchain_maintenance"
+
 
 def demonstrate(generated_rows: int = 0) -> bool:
     """Bring the stack up, load the trades, run the offload, prove the outcome; tell whether all of it holds."""
@@ -41,6 +43,12 @@ def run(conf: dict[str, Any]) -> bool:
     succeeded = follow.follow(api, follow.start_run(api, conf))
     report(stack, "status")
     return succeeded
+
+
+def maintain(conf: dict[str, Any]) -> bool:
+    """Trigger the maintenance and follow it; tell whether it succeeded."""
+    _, api = lifecycle.require_up()
+    return follow.follow(api, follow.start_run(api, conf, MAINTENANCE), MAINTENANCE)
 
 
 def report(stack: Stack, verb: str) -> int:

@@ -21,6 +21,7 @@ class Follower:
 
     api: AirflowApi
     runs: list[str]
+    dag_id: str
     told: set[tuple[str, str, int, int, str]] = field(default_factory=set)
     spoke: float = field(default_factory=time.monotonic)
 
@@ -35,7 +36,7 @@ class Follower:
         seconds = f" {task['duration']:.1f} s" if task.get("duration") else ""
         say(f"{_short(run_id)}  {task['task_id']}  {state}{seconds}")
         if state in ("failed", "up_for_retry"):
-            for line in _errors(self.api, run_id, task):
+            for line in _errors(self.api, self.dag_id, run_id, task):
                 say(f"    {line}")
 
     def give_sign(self, text: str) -> None:
@@ -45,7 +46,7 @@ class Follower:
             say(f"    {text}")
 
 
-def await_dag(api: AirflowApi, patience_s: float = 60.0) -> None:
+def await_dag(api: AirflowApi, dag_id: str, patience_s: float = 60.0) -> None:
     """Wait until the DAG has been parsed.
 
     Raises:
@@ -54,7 +55,7 @@ def await_dag(api: AirflowApi, patience_s: float = 60.0) -> None:
     deadline, announced = time.monotonic() + patience_s, time.monotonic()
     while True:
         try:
-            api.get(f"/dags/{DAG_ID}")
+            api.get(f"/dags/{dag_id}")
             return
         except ApiError as error:
             if error.status != 404:
@@ -62,25 +63,25 @@ def await_dag(api: AirflowApi, patience_s: float = 60.0) -> None:
         errors = api.get("/importErrors")["import_errors"]
         if errors or time.monotonic() > deadline:
             reasons = "; ".join(f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in errors)
-            raise StackError(f"Airflow has not found the DAG {DAG_ID}: {reasons or 'see `make logs`'}")
+            raise StackError(f"Airflow has not found the DAG {dag_id}: {reasons or 'see `make logs`'}")
         if time.monotonic() - announced > SILENCE_S:
             announced = time.monotonic()
-            say(f"Waiting until the dag-processor has read {DAG_ID}")
+            say(f"Waiting until the dag-processor has read {dag_id}")
         time.sleep(0.5)
 
 
-def start_run(api: AirflowApi, conf: dict[str, Any]) -> str:
+def start_run(api: AirflowApi, conf: dict[str, Any], dag_id: str = DAG_ID) -> str:
     """Unpause the DAG and start a run; return its id."""
-    await_dag(api)
-    api.patch(f"/dags/{DAG_ID}", {"is_paused": False})
-    run_id = api.trigger(DAG_ID, conf)
+    await_dag(api, dag_id)
+    api.patch(f"/dags/{dag_id}", {"is_paused": False})
+    run_id = api.trigger(dag_id, conf)
     say(f"Started {run_id}")
     return run_id
 
 
-def follow(api: AirflowApi, run_id: str) -> bool:
+def follow(api: AirflowApi, run_id: str, dag_id: str = DAG_ID) -> bool:
     """Follow this run, and every other that is active, until none is; tell whether this one succeeded."""
-    follower = Follower(api, [run_id])
+    follower = Follower(api, [run_id], dag_id)
     answered = time.monotonic()
     while True:
         try:
@@ -100,12 +101,12 @@ def follow(api: AirflowApi, run_id: str) -> bool:
 
 def _look(follower: Follower, run_id: str) -> str | None:
     """Tell what is new; return the run's state once it has ended and no other run is active."""
-    active = follower.api.active_runs(DAG_ID)
+    active = follower.api.active_runs(follower.dag_id)
     follower.runs += [other for other in active if other not in follower.runs]
     tasks = list(_all_tasks(follower))
     for run, task in tasks:
         follower.tell(run, task)
-    state = str(follower.api.run(DAG_ID, run_id)["state"])
+    state = str(follower.api.run(follower.dag_id, run_id)["state"])
     if state in ("success", "failed") and not active:
         return state
     follower.give_sign(_busy([task for _run, task in tasks]))
@@ -119,7 +120,7 @@ def _busy(tasks: list[dict[str, Any]]) -> str:
 
 def _all_tasks(follower: Follower) -> Iterator[tuple[str, dict[str, Any]]]:
     for run in follower.runs:
-        for task in sorted(follower.api.tasks(DAG_ID, run), key=lambda task: task["end_date"] or "~"):
+        for task in sorted(follower.api.tasks(follower.dag_id, run), key=lambda task: task["end_date"] or "~"):
             yield run, task
 
 
@@ -129,10 +130,10 @@ def _short(run_id: str) -> str:
     return f"{kind} {moment[11:16]}"
 
 
-def _errors(api: AirflowApi, run_id: str, task: dict[str, Any]) -> list[str]:
+def _errors(api: AirflowApi, dag_id: str, run_id: str, task: dict[str, Any]) -> list[str]:
     """Return the last error sentence of a failed try, as far as its log can be read."""
     try:
-        events = api.log(DAG_ID, run_id, task["task_id"], task["try_number"])
+        events = api.log(dag_id, run_id, task["task_id"], task["try_number"])
     except ApiError:
         return []
     said: list[str] = []

@@ -448,9 +448,38 @@ def proof() -> dict[str, Any]:
     )
 
 
+def maintenance() -> dict[str, Any]:
+    """Show how the tables grow, and whether they are kept small."""
+    return dashboard(
+        "maintenance",
+        "Coldchain maintenance",
+        "Whether the Iceberg tables are kept small, as the last maintenance left them.",
+        [
+            panel(
+                "Since the table was maintained",
+                "timeseries",
+                "s",
+                of("table_maintained_timestamp_seconds", how="time() - {}"),
+                bad_from=259200,
+            ),
+            panel(
+                "Windows put together, in a day",
+                "timeseries",
+                "none",
+                ("{{table}}", f'increase(coldchain_windows_total{{outcome="compacted", {_CHOSEN}}}[1d])'),
+            ),
+            panel("Data files", "timeseries", "none", of("iceberg_data_files")),
+            panel("Data files under 16 MiB", "timeseries", "none", of("iceberg_small_files")),
+            panel("Snapshots", "timeseries", "none", of("iceberg_snapshots")),
+            panel("Manifests of main", "timeseries", "none", of("iceberg_manifests")),
+            panel("Old files that nobody knows", "timeseries", "none", of("iceberg_unknown_files"), bad_from=1),
+        ],
+    )
+
+
 def files() -> dict[Path, str]:
     """Return every dashboard's file and its text."""
-    made = (overview(), per_table(), freshness(), throughput(), proof())
+    made = (overview(), per_table(), freshness(), throughput(), proof(), maintenance())
     return {FOLDER / f"{each['uid']}.json": json.dumps(each, indent=1) + "\n" for each in made}
 
 

@@ -208,6 +208,7 @@ class Day:
             **none, "name": table.name, "origin": origin, "watermark": watermark if self.has_rows else None,
             "state": "success", "last_success": last, "last_seconds": 60.0 if self.has_rows else None, "failures": 0,
             "rows_today": 0, "bytes_today": 0, "covered_above_s": 0.0, "expired": 0, "publishing": 0, "unequal": 0,
+            "maintained_at": self.at - timedelta(hours=23),
             "foreign_files": 0, "verified_at": self.at - timedelta(hours=21) if self.has_rows else None,
             "last_event": "committed", "last_at": last, "checks": [],
         })  # fmt: skip
@@ -256,7 +257,7 @@ def test_no_alert_fires_in_a_day_of_a_healthy_and_of_an_idle_system(tmp_path: Pa
     series = samples_of((Day(tables, at, has_rows=has_rows) for at in moments), read)
     series["coldchain_exporter_last_ledger_read_timestamp_seconds{}"] = [str(second) for second in seconds]
     # The same clock as the exporter's, as in the ledger.
-    for name in [name for name in series if "_last_success_" in name or "_verified_" in name]:
+    for name in [name for name in series if "_last_success_" in name or "_verified_" in name or "_maintained_" in name]:
         series[name] = [f"{float(value) - begin.timestamp():.0f}" for value in series[name]]
     series['coldchain_table_lag_seconds{table="stuck"}'] = [str(second) for second in seconds]
     series['coldchain_table_lag_limit_seconds{table="stuck"}'] = ["1860"] * len(seconds)

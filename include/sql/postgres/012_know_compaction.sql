@@ -24,7 +24,6 @@ BEGIN
             UPDATE coldchain.segments SET created_at = replaced.created_at, verified_at = replaced.verified_at
             WHERE segment_id = NEW.segment_id;
             PERFORM coldchain.raise_counter(NEW.table_id, 'windows', 'compacted', 1);
-            PERFORM coldchain.raise_counter(NEW.table_id, 'bytes_written', '', NEW.bytes);
             RETURN NULL;
         END IF;
     END IF;

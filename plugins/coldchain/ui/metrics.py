@@ -36,7 +36,10 @@ REJECTIONS = {
     "params": sorted({*request.PARAMETERS, *order.PARAMETERS, "other", "unknown"}),
     "registry": ["entry", "file"],
 }
-WINDOW_OUTCOMES = ("published", "noop", "expired")
+# Gauge -> the name under which maintenance keeps it in the ledger.
+_LAKE = {"data_files": "data_files", "small_files": "small_files", "snapshots": "kept_snapshots",
+         "manifests": "manifests", "unknown_files": "unknown_files"}  # fmt: skip
+WINDOW_OUTCOMES = ("published", "noop", "expired", "compacted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,19 @@ DECLARED = (
            "and that no run has replaced since"),
     _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
            "compared by content, by the audit or by its proof"),
+    _gauge("table_maintained_timestamp_seconds", "when compaction and tidying of the table had both last succeeded; "
+           "before the first time, when the table was first offloaded"),
+    _gauge("iceberg_data_files", "live data files, as the last maintenance left them"),
+    _gauge("iceberg_small_files", "of these, those under 16 MiB"),
+    _gauge("iceberg_snapshots", "snapshots, as the last maintenance left them"),
+    _gauge("iceberg_manifests", "manifests of main, as the last maintenance left them"),
+    _gauge("iceberg_unknown_files", "old files in the table's folders that nothing refers to, with names that neither "
+           "Coldchain nor pyiceberg gives: maintenance leaves them to a person"),
     _gauge("foreign_files", "live data files that Coldchain did not write: the windows that they touch are blocked"),
     _gauge("lease_age_seconds", "how long the table's lease has been held under its present token; 0 while it is free"),
     _gauge("check_broken_rows", "rows that broke quality checks in the last proof (checks that only warn)"),
-    _counter("windows", "windows by what became of them: published with rows or a correction, noop (no rows), expired",
+    _counter("windows", "windows by what became of them: published with rows or a correction, noop (no rows), expired, "
+             "compacted (put together, no row changed)",
              "outcome"),
     _counter("runs", "ends of a table's tries", "outcome"),
     _counter("attempts", "starts of a table's attempts: by schedule, by hand, by a backfill, as a retry after a "
@@ -177,6 +189,8 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
         "windows_publishing": facts.publishing if facts else 0,
         "segments_unequal": facts.unequal if facts else 0,
         "table_verified_timestamp_seconds": _seconds(facts.verified_at) if facts else None,
+        "table_maintained_timestamp_seconds": _seconds(facts.maintained_at) if facts else None,
+        **{f"iceberg_{name}": (facts.lake or {}).get(key) if facts else None for name, key in _LAKE.items()},
         "foreign_files": facts.foreign_files if facts else 0,
         "lease_age_seconds": (facts.lease_age_s or 0) if facts else 0,
     }

@@ -54,6 +54,10 @@ class Facts:
     foreign_files: int
     verified_at: datetime | None
     unequal: int
+    maintained_at: (
+        datetime | None
+    )  # when both its tasks had succeeded; before, when it was made known
+    lake: dict[str, int] | None  # what maintenance last counted: coldchain.maintenance.Tidied
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ _FACTS = """
            a.event, a.run_key, a.at,
            f.at, f.run_key, f.detail ->> 'task', f.detail ->> 'error',
            v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks',
-           jsonb_array_length(t.foreign_files), seen.at, unequal.segments
+           jsonb_array_length(t.foreign_files), seen.at, unequal.segments,
+           least(coalesce(compacted.at, t.created_at), coalesce(tidied.at, t.created_at)), tidied.detail
     FROM coldchain.tables t
     CROSS JOIN coldchain.epoch e
     LEFT JOIN coldchain.offload_watermarks w USING (table_name)
@@ -159,6 +164,10 @@ _FACTS = """
         ORDER BY coalesce(verified_at, created_at) LIMIT 1) seen ON true
     LEFT JOIN LATERAL (SELECT count(*) AS segments FROM coldchain.segments s WHERE s.table_id = t.table_id
         AND state = 'published' AND coalesce(verified_at, created_at) = to_timestamp(0)) unequal ON true
+    LEFT JOIN LATERAL (SELECT at FROM coldchain.attempts a WHERE a.table_id = t.table_id
+        AND event = 'compacted' AND NOT detail ? 'error' ORDER BY attempt_id DESC LIMIT 1) compacted ON true
+    LEFT JOIN LATERAL (SELECT at, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
+        AND event = 'tidied' ORDER BY attempt_id DESC LIMIT 1) tidied ON true
     WHERE t.table_name = ANY(%(names)s)"""
 
 # Segments never overlap, so at most one that starts before a stretch reaches into it.
