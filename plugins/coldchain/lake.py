@@ -27,8 +27,10 @@ from pyiceberg.exceptions import (
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.sorting import SortField, SortOrder
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -139,6 +141,29 @@ def _refused(target: str) -> Iterator[None]:
         ) from error
 
 
+class _Transaction(Transaction):
+    """pyiceberg's, which (0.12) copies the metadata with all their snapshots each time that anybody looks at them.
+
+    A commit looks about thirty times: with a week of snapshots that takes seconds. Nobody changes what is looked at.
+    """
+
+    _seen: tuple[TableMetadata | None, int, TableMetadata | None] = (None, 0, None)
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        """The metadata with the updates so far."""
+        base, updates = self._table.metadata, len(self._updates)
+        if not updates:
+            return base
+        if self._seen[2] is None or self._seen[0] is not base or self._seen[1] != updates:
+            self._seen = (base, updates, super().table_metadata)
+        return self._seen[2]  # type: ignore[return-value]
+
+
+def _manage(table: Table) -> ManageSnapshots:
+    return ManageSnapshots(_Transaction(table, autocommit=True))
+
+
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
@@ -196,7 +221,7 @@ class Lake:
         table = self.load(target)
         if table is not None and branch_name(token) in table.metadata.refs:
             with _committing(target):
-                table.manage_snapshots().remove_branch(branch_name(token)).commit()
+                _manage(table).remove_branch(branch_name(token)).commit()
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
@@ -410,12 +435,12 @@ def expire(table: Table, snapshot_ids: Sequence[int], branches: Sequence[str]) -
     target = ".".join(table.name())
     with _reading(target), _refused(target), _committing(target):
         if branches:
-            update = table.manage_snapshots()
+            update = _manage(table)
             for name in branches:
                 update = update.remove_branch(name)
             update.commit()
         if snapshot_ids:
-            table.maintenance.expire_snapshots().by_ids(list(snapshot_ids)).commit()
+            ExpireSnapshots(_Transaction(table, autocommit=True)).by_ids(list(snapshot_ids)).commit()
 
 
 def reach_of(table: Table, file: DataFile, event_time: str) -> Window | None:
@@ -445,9 +470,9 @@ def stage(
     with _reading(target), _refused(target), _committing(target):
         table.refresh()
         base = head_of(table)
-        table.manage_snapshots().create_branch(snapshot_id=base, branch_name=branch).commit()
+        _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
-        with table.transaction() as transaction:
+        with _Transaction(table) as transaction:
             update = transaction.update_snapshot(
                 snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch
             )
@@ -481,7 +506,7 @@ def publish(lake: Lake, target: str, snapshot_id: int, base_snapshot_id: int, to
                 f"{target}: main is at snapshot {head_of(table)}, but {snapshot_id} was proven on {base_snapshot_id}; "
                 "it is not published, the table is planned again"
             )
-        update = table.manage_snapshots().set_current_snapshot(snapshot_id=snapshot_id)
+        update = _manage(table).set_current_snapshot(snapshot_id=snapshot_id)
         if branch_name(token) in table.metadata.refs:
             update = update.remove_branch(branch_name(token))
         try:

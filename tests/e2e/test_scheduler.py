@@ -21,6 +21,7 @@ from pyiceberg.catalog import load_catalog
 
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.sql import Query
+from coldchain.lake import head_of, live_files
 from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
@@ -93,6 +94,11 @@ class Story:
     def heads(self) -> list[int]:
         """Return `main`'s snapshot of every table."""
         return [self.catalog.load_table(spec.target).current_snapshot().snapshot_id for spec in TABLES]
+
+    def files(self, target: str) -> int:
+        """Count the live data files of a table."""
+        table = self.catalog.load_table(target)
+        return len(live_files(table, head_of(table)))
 
     def check_equal(self, binance: int) -> None:
         """Assert that every table holds exactly the source's rows, and Binance's so many."""
@@ -348,6 +354,27 @@ def test_8d_a_dag_that_follows_silver_reads_what_was_published(story: Story) -> 
     assert all(window["bytes"] > 0 for event in events for window in event["extra"]["windows"])
     story.api.patch("/dags/coldchain_example", {"is_paused": True})
     story.check_equal(12_531)
+
+
+def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Story) -> None:
+    dag, asked = "coldchain_maintenance", {"tables": [BINANCE, "silver_trades"]}
+    story.api.patch(f"/dags/{dag}", {"is_paused": False})
+    heads, files = story.heads(), story.files("cold.silver_trades")
+    tried = story.api.trigger(dag, {**asked, "dry_run": True})
+    assert story.wait([tried], dag=dag) == ["success"]
+    assert story.heads() == heads
+    run_id = story.api.trigger(dag, asked)
+    assert story.wait([run_id], dag=dag) == ["success"]
+    states = {task["task_id"]: task["state"] for task in story.api.tasks(dag, run_id)}
+    assert {task for task, state in states.items() if state == "success"} == {
+        f"{table}.{step}" for table in asked["tables"] for step in ("compact", "tidy")
+    }
+    assert story.files("cold.silver_trades") <= files - 4
+    story.api.patch(f"/dags/{dag}", {"is_paused": True})
+    story.check_equal(12_531)
+    head = story.catalog.load_table("cold.silver_trades").current_snapshot().snapshot_id
+    story.trigger()
+    assert story.catalog.load_table("cold.silver_trades").current_snapshot().snapshot_id == head, "nothing has to move"
 
 
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:

@@ -54,9 +54,7 @@ class Facts:
     foreign_files: int
     verified_at: datetime | None
     unequal: int
-    maintained_at: (
-        datetime | None
-    )  # when both its tasks had succeeded; before, when it was made known
+    maintained_at: datetime | None  # when both its tasks had succeeded; before, when it was made known
     lake: dict[str, int] | None  # what maintenance last counted: coldchain.maintenance.Tidied
 
 
