@@ -160,6 +160,10 @@ class _Transaction(Transaction):
         return self._seen[2]  # type: ignore[return-value]
 
 
+def _transaction(table: Table) -> Transaction:
+    return _Transaction(table)
+
+
 def _manage(table: Table) -> ManageSnapshots:
     return ManageSnapshots(_Transaction(table, autocommit=True))
 
@@ -472,7 +476,7 @@ def stage(
         base = head_of(table)
         _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
-        with _Transaction(table) as transaction:
+        with _transaction(table) as transaction:
             update = transaction.update_snapshot(
                 snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch
             )

@@ -37,7 +37,7 @@ from coldchain.store.memory import MemoryLedger, WatermarkRow
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Failed, Streamed
 from tests.sim.driver import Driver, Staged, data_file
-from tests.sim.iceberg import SimulatedCatalog
+from tests.sim.iceberg import SimulatedCatalog, SimulatedTable
 from tests.sim.ledger import Lock, WatchedLedger
 from tests.sim.processes import BLOCKED, Process, Processes
 from tests.sim.promises import Promises, Violation, must
@@ -565,6 +565,10 @@ class World(Promises):
         self.processes.end()
 
 
+def _opened(real: Callable[[Any], Any], own: str) -> Callable[[Any], Any]:
+    return lambda table: getattr(table, own)() if isinstance(table, SimulatedTable) else real(table)
+
+
 @contextlib.contextmanager
 def simulated(world: World) -> Iterator[World]:
     """Let the protocol's code work on a world."""
@@ -573,6 +577,9 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
         stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
+        # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
+        for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots")):
+            stack.enter_context(mock.patch.object(iceberg, name, _opened(getattr(iceberg, name), own)))
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, level)
