@@ -19,6 +19,7 @@ from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures, note_failure, releasing
 
 if TYPE_CHECKING:
+    from coldchain.connections import SparkOptions
     from coldchain.core.job import JobTable
     from coldchain.protocol import Turn
 
@@ -62,7 +63,7 @@ class OffloadOperator(SparkSubmitOperator):
                 return
             # Set here, not in __init__: rendered fields are stored where the UI shows them. Without a connection the
             # provider would silently submit to YARN.
-            self.env_vars = {**connections.driver_environment(), **_python_environment()}
+            self._configure(connections.spark_options(), connections.driver_environment())
             failed = self._submit(context, planned, leases)
             for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
                 again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]
@@ -77,6 +78,12 @@ class OffloadOperator(SparkSubmitOperator):
             for turn, _ in planned:
                 if turn.spec.name in failed:
                     turn.ledger.release(turn.spec.name, protocol.newest_token(turn))
+
+    def _configure(self, options: SparkOptions, environment: dict[str, str]) -> None:
+        """Take the connection's word on how code, settings and secrets reach driver and executors."""
+        self.env_vars = {**environment, **({} if options.is_elsewhere else _python_environment())}
+        self.application = options.application or str(APPLICATION)
+        self.py_files, self._archives, self.conf = options.py_files, options.archives, dict(options.conf)
 
     def _planned(self, context: Any) -> list[tuple[Turn, Work]]:
         """Return the tables of which a plan wants something that is not published yet."""
