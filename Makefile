@@ -69,6 +69,10 @@ recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= S
 logs: environment ## Show what the components wrote last (FOLLOW=1 goes on)
 	@$(VENV) -m stack logs
 
+.PHONY: package
+package: environment ## Write build/coldchain.zip, the code for executors of a cluster (docs/cluster.md)
+	@$(VENV) -m stack package
+
 .PHONY: clean
 clean: environment ## Stop the stack and remove its state: databases, warehouse, passwords
 	@$(VENV) -m stack clean

@@ -9,8 +9,9 @@ from typing import Any
 from stack import demo, lifecycle, prerequisites
 from stack.errors import StackError
 from stack.logs import show_logs
+from stack.package import write_zip
 from stack.settings import component_env
-from stack.state import Stack, find_state
+from stack.state import CLONE, Stack, find_state
 
 
 def _up() -> int:
@@ -107,6 +108,11 @@ def _logs() -> int:
     return show_logs(os.environ.get("FOLLOW", "") not in ("", "0"))
 
 
+def _package() -> int:
+    print(write_zip(CLONE / "build" / "coldchain.zip"))
+    return 0
+
+
 def _report(verb: str) -> int:
     return demo.report(require_stack(), verb)
 
@@ -139,6 +145,7 @@ VERBS: dict[str, Callable[[], int]] = {
     "load": _load,
     "logs": _logs,
     "maintain": _maintain,
+    "package": _package,
     "recover": _recover,
     "report": _measured,
     "run": _run,

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -214,14 +214,20 @@ class Lab(Steps):
         return self.start(verb, **options).wait()
 
     def submit(
-        self, *, run_key: str = "test/run", failpoint: str = "", master: str = "local[2]", **changes: str
+        self,
+        *,
+        run_key: str = "test/run",
+        failpoint: str = "",
+        master: str = "local[2]",
+        options: Sequence[str] = (),
+        **changes: str,
     ) -> Any:
         """Run the offload's driver through spark-submit; returns the Popen."""
         job = self.step("job", run_key=run_key)
         assert job.returncode == 0, job.stderr
         script = str(ROOT / "spark" / "jobs" / "offload_tables.py")
         return subprocess.Popen(
-            ["spark-submit", "--master", master, script, job.stdout.strip()],
+            ["spark-submit", "--master", master, *options, script, job.stdout.strip()],
             env={**self._step_environment(), "COLDCHAIN_FAILPOINT": failpoint, **changes},
             cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

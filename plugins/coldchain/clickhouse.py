@@ -31,6 +31,7 @@ class HttpClickHouse:
     """Callable as `client(query) -> rows`; `stream` yields a response's bytes. One connection a call.
 
     Over https the server's certificate and name are always verified: by `ca_file`, or by the system's authorities.
+    Every query is sent with `settings`.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class HttpClickHouse:
         ca_file: str = "",
         timeout_s: float = 300,
         conn_id: str = "coldchain_clickhouse",
+        settings: Mapping[str, int] | None = None,
     ) -> None:
         self._url = urllib.parse.urlsplit(url)
         self._headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": password}
         self._ca_file = ca_file
         self._timeout_s = timeout_s
         self._conn_id = conn_id
+        self._settings = dict(settings or {})
 
     @classmethod
     def of(cls, settings: Settings) -> HttpClickHouse:
@@ -57,6 +60,7 @@ class HttpClickHouse:
             settings.clickhouse_user,
             settings.clickhouse_password,
             ca_file=settings.clickhouse_ca,
+            settings=settings.query_settings,
         )
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
@@ -84,7 +88,7 @@ class HttpClickHouse:
         connection = None
         try:
             connection = self._open()
-            arguments = urllib.parse.urlencode({**settings, **values})
+            arguments = urllib.parse.urlencode({**self._settings, **settings, **values})
             connection.request("POST", f"/?{arguments}", body=text.encode(), headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:

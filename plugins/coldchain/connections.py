@@ -2,12 +2,14 @@
 
 | connection                       | holds                                                                             |
 |----------------------------------|-----------------------------------------------------------------------------------|
-| `coldchain_clickhouse`           | host, native port, login, password; extra `http_port`, `secure`, `ca_certs`       |
+| `coldchain_clickhouse`           | host, native port, login, password; extra `http_port`, `secure`, `ca_certs`,      |
+|                                  | and what a job may ask of it: `max_queries`, `max_threads`, `priority`            |
 | `coldchain_clickhouse_validator` | the same with the validator's user, for the check `balance`                       |
 | `coldchain_postgres`             | the ledger's database and its runtime role; extra `sslmode`, `sslrootcert`        |
 | `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
 | `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
-| `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process |
+| `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process,|
+|                                  | and what a cluster needs: `jobs`, `py_files`, `archives`, `conf`                  |
 | `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
 | `coldchain_notify_...`           | optional: who is told (`coldchain.notify`)                                        |
 """
@@ -15,6 +17,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +31,7 @@ from coldchain.core.errors import Permanent, Unavailable
 from coldchain.core.production import of_clickhouse, of_password, of_postgres
 from coldchain.core.sql import Query
 from coldchain.notify import SENDERS
-from coldchain.settings import SETTINGS_FILE, Settings, refuse_in_production
+from coldchain.settings import LOADS, SETTINGS_FILE, Settings, refuse_in_production, whole
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
@@ -39,7 +42,7 @@ CLICKHOUSE, VALIDATOR, POSTGRES, ICEBERG, SPARK = (
     "coldchain_iceberg",
     "spark_default",
 )
-_HTTP_EXTRAS = {"http_port"}
+_OWN_EXTRAS = {"http_port", *LOADS}
 
 
 def connection(conn_id: str) -> Connection:
@@ -59,7 +62,9 @@ class OffloadClickHouseHook(ClickHouseHook):
     def get_conn(self) -> NativeClient:
         """Open a native client with short time-outs: a server that is away must be a sentence soon."""
         found = connection(self._clickhouse_conn_id)
-        extra = {key: value for key, value in found.extra_dejson.items() if key not in _HTTP_EXTRAS}
+        extra = {key: value for key, value in found.extra_dejson.items() if key not in _OWN_EXTRAS}
+        loads = {name: number for name, number in _loads(self._clickhouse_conn_id, found).items() if number}
+        loads.pop("max_queries", None)
         refuse_in_production(of_clickhouse(f"connection {self._clickhouse_conn_id}", found.password or "", extra))
         return NativeClient(
             found.host or "localhost",
@@ -67,7 +72,7 @@ class OffloadClickHouseHook(ClickHouseHook):
             user=found.login or "default",
             password=found.password or "",
             database=found.schema or "default",
-            settings={"server_side_params": True},
+            settings={"server_side_params": True, **loads},
             **{"connect_timeout": 10, "send_receive_timeout": 300, **extra},
         )
 
@@ -122,7 +127,13 @@ def settings() -> Settings:
         ledger_uri=_uri(postgres),
         catalog_uri=_uri(iceberg),
         warehouse=warehouse,
+        **_loads(CLICKHOUSE, clickhouse),
     )
+
+
+def _loads(conn_id: str, found: Connection) -> dict[str, int]:
+    extra = found.extra_dejson
+    return {name: whole(f"connection {conn_id}: {name}", extra.get(name, 0)) for name in LOADS}
 
 
 def senders() -> list[Connection]:
@@ -161,6 +172,33 @@ def driver_environment() -> dict[str, str]:
             "extra settings_file"
         )
     return settings().to_environment()
+
+
+@dataclass(frozen=True, slots=True)
+class SparkOptions:
+    """What the extra of `spark_default` adds to spark-submit, in its own words; all of it is an argument, no secret."""
+
+    jobs: str | None  # a folder or URI with the files of spark/jobs, where our own path means nothing
+    py_files: str | None
+    archives: str | None
+    conf: dict[str, str]
+    is_elsewhere: bool
+
+
+def spark_options() -> SparkOptions:
+    """Read how the code reaches a cluster from the connection's extra: jobs, py_files, archives, conf."""
+    extra = connection(SPARK).extra_dejson
+    texts = {name: extra.get(name) for name in ("jobs", "py_files", "archives")}
+    conf = extra.get("conf", {})
+    wrong = [name for name, text in texts.items() if text is not None and not isinstance(text, str)]
+    if not isinstance(conf, dict) or not all(isinstance(value, str) for value in conf.values()):
+        wrong.append("conf")
+    if wrong:
+        raise Permanent(
+            f"the extra of connection {SPARK} holds {wrong[0]}={extra[wrong[0]]!r}: write a text, conf as an object of "
+            "texts"
+        )
+    return SparkOptions(**texts, conf=conf, is_elsewhere=extra.get("deploy-mode") == "cluster")
 
 
 def _uri(found: Connection) -> str:

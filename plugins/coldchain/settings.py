@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ CATALOG_NAME = "coldchain"
 SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
 _NAMES = ("CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "LEDGER_URI", "CATALOG_URI", "WAREHOUSE")
 _CA = "COLDCHAIN_CLICKHOUSE_CA"
+LOADS = ("max_queries", "max_threads", "priority")
 
 
 def refuse_in_production(unfit: Iterable[str]) -> None:
@@ -43,6 +45,9 @@ class Settings:
 
     `clickhouse_ca` is a file of the authorities that ClickHouse's certificate is verified by; the system's without one.
     PostgreSQL's stand in the URIs (`sslmode=verify-full&sslrootcert=...`).
+
+    What one job may ask of ClickHouse, 0 for no word of ours: `max_queries` at once (on executors then as many as the
+    driver's machine has cores), `max_threads` of each and its `priority` (1 is the highest; the server's own settings).
     """
 
     clickhouse_url: str
@@ -52,13 +57,19 @@ class Settings:
     catalog_uri: str = field(repr=False)
     warehouse: str
     clickhouse_ca: str = ""
+    max_queries: int = 0
+    max_threads: int = 0
+    priority: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
 
         Raises:
-            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it.
+            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it; a load below 0.
         """
+        for name in LOADS:
+            if getattr(self, name) < 0:
+                raise Permanent(f"{name}={getattr(self, name)} must be 0, for no limit of ours, or more")
         uris = {"connection coldchain_postgres": self.ledger_uri, "connection coldchain_iceberg": self.catalog_uri}
         refuse_in_production(refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse))
 
@@ -72,6 +83,7 @@ class Settings:
             "COLDCHAIN_CATALOG_URI": self.catalog_uri,
             "COLDCHAIN_WAREHOUSE": self.warehouse,
             **({_CA: self.clickhouse_ca} if self.clickhouse_ca else {}),
+            **{_variable(name): str(getattr(self, name)) for name in LOADS if getattr(self, name)},
         }
 
     @classmethod
@@ -86,12 +98,29 @@ class Settings:
         missing = [f"COLDCHAIN_{name}" for name in _NAMES if f"COLDCHAIN_{name}" not in environment]
         if missing:
             raise Permanent(f"{', '.join(missing)} not set: source the env file that `make up` wrote")
-        return cls(*(environment[f"COLDCHAIN_{name}"] for name in _NAMES), environment.get(_CA, ""))
+        loads = {name: whole(_variable(name), environment.get(_variable(name), 0)) for name in LOADS}
+        return cls(*(environment[f"COLDCHAIN_{name}"] for name in _NAMES), environment.get(_CA, ""), **loads)
+
+    @property
+    def query_settings(self) -> dict[str, int]:
+        """Return what every query on ClickHouse is sent with."""
+        return {name: value for name in LOADS[1:] if (value := getattr(self, name))}
 
     @property
     def catalog_properties(self) -> dict[str, str]:
         """Properties for pyiceberg's `load_catalog`."""
         return {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
+
+
+def whole(name: str, value: object) -> int:
+    """Read a whole number from 0; Permanent says whose value is none."""
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise Permanent(f"{name}={value!r} must be a whole number from 0")
+    return int(str(value))
+
+
+def _variable(load: str) -> str:
+    return f"COLDCHAIN_CLICKHOUSE_{load.upper()}"
 
 
 def _read_file(path: Path) -> dict[str, str]:

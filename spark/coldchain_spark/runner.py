@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +18,7 @@ from typing import Any
 
 SMALL_ROWS = 500_000
 DRIVER_STREAMS = 2
+TABLES_AT_ONCE = 3  # each waits for its services more than it computes
 PROGRESS_S = 5.0
 # Spark's own leaves `credential` out (4.1). Also in spark/conf, for what spark-submit shows before this is read.
 REDACTED = "(?i)secret|password|token|access[.]?key|credential"
@@ -33,15 +34,30 @@ def configure_logging() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def tables_at_once(rows: int, max_queries: int) -> int:
+    """Return how many tables of a job are worked on together; a large plan has the executors to itself."""
+    return min(TABLES_AT_ONCE, max_queries or TABLES_AT_ONCE) if rows <= SMALL_ROWS else 1
+
+
 @contextmanager
-def make_mapper(rows: int) -> Iterator[tuple[Callable[[Any, Sequence[Any]], list[Any]], int]]:
-    """Yield a mapper and the number of slices that run at once. A SparkContext, if wanted, starts in the background."""
+def make_mapper(rows: int, max_queries: int = 0) -> Iterator[tuple[Callable[[Any, Sequence[Any]], list[Any]], int]]:
+    """Yield a mapper and the number of slices that run at once. A SparkContext, if wanted, starts in the background.
+
+    Args:
+        rows: of all tables of the job.
+        max_queries: that the job may have ClickHouse work on at once; 0: as many as this machine has cores. A table
+            asks nothing else while its slices are streamed, so that the bound holds for the job with all its tables.
+    """
     if rows <= SMALL_ROWS:
-        yield _map_in_driver, DRIVER_STREAMS
+        streams = DRIVER_STREAMS
+        if max_queries:
+            streams = max(1, min(streams, max_queries // tables_at_once(rows, max_queries)))
+        yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
+    streams = max_queries or os.cpu_count() or 2
     context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark)
     try:
-        yield lambda function, items: _map_on_executors(context.result(), function, items), os.cpu_count() or 2
+        yield lambda function, items: _map_on_executors(context.result(), function, items, streams), streams
     finally:
         context.result().stop()
 
@@ -52,34 +68,30 @@ def _start_spark() -> Any:
     # No SQL session, no UI: no row passes through the JVM. Failed streams are retried by ourselves; Spark's own
     # retries cover lost executors.
     conf = SparkConf().set("spark.ui.enabled", "false").set("spark.python.worker.reuse", "true")
+    conf.set("spark.speculation", "false")  # the twin of a slow task is a query too many
     conf.setIfMissing("spark.redaction.regex", REDACTED)
     context = SparkContext(conf=conf)
     context.setLogLevel("ERROR")
     return context
 
 
-def _map_in_driver(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    with ThreadPoolExecutor(DRIVER_STREAMS) as pool:
+def _map_in_driver(function: Callable[[Any], Any], items: Sequence[Any], streams: int) -> list[Any]:
+    with ThreadPoolExecutor(streams) as pool:
         return list(pool.map(function, items))
 
 
-def _map_on_executors(context: Any, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    if not items:
-        return []
-    done = threading.Event()
-    watcher = threading.Thread(target=_report, args=(context, done), daemon=True)
-    watcher.start()
-    try:
-        context.setJobGroup("coldchain", f"stream {len(items)} slices")
-        return list(context.parallelize(items, len(items)).map(function).collect())
-    finally:
-        done.set()
+def _map_on_executors(context: Any, function: Callable[[Any], Any], items: Sequence[Any], streams: int) -> list[Any]:
+    """Run each item as a Spark job of one task, so many at once: no cluster has a setting that bounds one stage."""
+    last = time.monotonic()
+    done: list[Any] = []
 
+    def run(item: Any) -> Any:
+        return context.parallelize([item], 1).map(function).collect()[0]
 
-def _report(context: Any, done: threading.Event) -> None:
-    """Say how far the streaming is, every few seconds."""
-    tracker = context.statusTracker()
-    while not done.wait(PROGRESS_S):
-        for stage_id in tracker.getActiveStageIds():
-            if (stage := tracker.getStageInfo(stage_id)) is not None:
-                log.info("streamed %d of %d slices", stage.numCompletedTasks, stage.numTasks)
+    with ThreadPoolExecutor(streams) as pool:
+        for result in pool.map(run, items):
+            done.append(result)
+            if time.monotonic() - last > PROGRESS_S:
+                last = time.monotonic()
+                log.info("streamed %d of %d slices", len(done), len(items))
+    return done

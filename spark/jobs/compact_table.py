@@ -28,7 +28,7 @@ def main(argument: str) -> int:
         return error.exit_code
     code, detail = 0, dict[str, object]()
     try:
-        with make_mapper(job.rows) as (mapper, _):
+        with make_mapper(job.rows, settings.max_queries) as (mapper, _):
             from coldchain_spark.compact import compact_table
 
             detail = compact_table(job.spec, job.run_key, settings, mapper, job.batches).to_json()

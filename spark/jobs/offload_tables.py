@@ -14,9 +14,7 @@ from dataclasses import asdict
 from coldchain.core.errors import ColdchainError
 from coldchain.core.job import JobSpec
 from coldchain.settings import Settings
-from coldchain_spark.runner import SMALL_ROWS, configure_logging, make_mapper
-
-TABLES_AT_ONCE = 3
+from coldchain_spark.runner import configure_logging, make_mapper, tables_at_once
 
 
 def main(argument: str) -> int:
@@ -28,11 +26,10 @@ def main(argument: str) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     rows = sum(table.work.rows for table in job.tables)
-    with make_mapper(rows) as (mapper, cores):
+    with make_mapper(rows, settings.max_queries) as (mapper, cores):
         from coldchain_spark.offload import offload_table  # imports pyiceberg while Spark starts in its thread
 
-        # Each table waits for its services more than it computes; a large plan has the executors to itself.
-        with ThreadPoolExecutor(TABLES_AT_ONCE if rows <= SMALL_ROWS else 1) as pool:
+        with ThreadPoolExecutor(tables_at_once(rows, settings.max_queries)) as pool:
             outcomes = []
             for outcome in pool.map(lambda table: offload_table(table, settings, mapper, cores), job.tables):
                 print(json.dumps({"coldchain": asdict(outcome)}), flush=True)

@@ -10,7 +10,7 @@ import pytest
 
 from coldchain import connections
 from coldchain.core.errors import Permanent
-from coldchain.operators.offload import OffloadOperator
+from coldchain.operators.offload import APPLICATION, OffloadOperator, configure
 from coldchain.registry import load_registry
 from coldchain.settings import SETTINGS_FILE, Settings
 from coldchain.store.postgres import PostgresLedger
@@ -46,7 +46,7 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], tup
     def made(connection: dict[str, object]) -> tuple[list[str], dict[str, str]]:
         monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", json.dumps({"conn_type": "spark", **connection}))
         operator = OffloadOperator(specs=load_registry().tables[:1], read_task_ids=["read"], task_id="offload")
-        operator.env_vars = connections.driver_environment()
+        configure(operator, APPLICATION)
         hook = operator._get_hook()
         return hook._build_spark_submit_command(operator.application), hook._env or {}
 

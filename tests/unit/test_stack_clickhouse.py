@@ -7,6 +7,7 @@ from pathlib import Path
 import chdb
 import pytest
 
+from coldchain.settings import LOADS
 from coldchain.source import _ALLOWED_SETTINGS
 from coldchain_spark.stream import STREAM_SETTINGS
 from stack import clickhouse, clickhouse_access, state
@@ -48,7 +49,12 @@ def test_every_setting_that_the_code_sends_may_be_sent() -> None:
     profiles = clickhouse_access.read_access().profiles
     allowed = {each.tag for name in ("coldchain_reader", "coldchain_reader_parquet")
                for each in profiles[name].iterfind("constraints/*[changeable_in_readonly]")}  # fmt: skip
-    sent = {*STREAM_SETTINGS, "output_format_json_quote_64bit_integers", "output_format_json_quote_decimals"}
+    sent = {
+        *STREAM_SETTINGS,
+        *LOADS[1:],
+        "output_format_json_quote_64bit_integers",
+        "output_format_json_quote_decimals",
+    }
     assert allowed == {*sent, "prefer_column_name_to_alias"}
     assert not set(profiles["coldchain_reader_parquet"].itertext()) & {"throw"}
     assert "coldchain_reader_parquet" not in clickhouse_access.container_users()

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from coldchain.core.errors import EXIT_KINDS, Transient
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
-from coldchain.operators.offload import ROOT, python_environment, without_a_word
+from coldchain.operators.offload import ROOT, configure, without_a_word
 
 APPLICATION = ROOT / "spark" / "jobs" / "compact_table.py"
 PARAMETERS = ("tables", "days", "dry_run")
@@ -44,7 +44,6 @@ class CompactOperator(SparkSubmitOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Say what would be put together, do it unless it is a dry run, and return what was done."""
-        from coldchain import connections
         from coldchain.core.job import CompactJob
         from coldchain.maintenance import batches_of
         from coldchain.turns import turn_of
@@ -64,7 +63,7 @@ class CompactOperator(SparkSubmitOperator):
                     turn.ledger.note(self.spec.name, token, turn.run_key, "compacted", said)
                 return said
             rows = max(batch.fingerprint.rows for batch in batches[: params["days"]])
-            self.env_vars = {**connections.driver_environment(), **python_environment()}
+            configure(self, APPLICATION)
             self.application_args = [CompactJob(self.spec, token, turn.run_key, params["days"], rows).dumps()]
             ended: AirflowException | None = None
             try:

@@ -52,7 +52,7 @@ class OffloadOperator(SparkSubmitOperator):
 
     def execute(self, context: Any) -> None:
         """Run spark-submit with the job as its argument and the secrets in its environment."""
-        from coldchain import connections, protocol
+        from coldchain import protocol
 
         with as_airflow_failures(context), ExitStack() as leases:
             planned = self._planned(context)
@@ -60,9 +60,7 @@ class OffloadOperator(SparkSubmitOperator):
                 if len(self.specs) > 1:
                     raise AirflowSkipException("nothing has to move in any table of the group")
                 return
-            # Set here, not in __init__: rendered fields are stored where the UI shows them. Without a connection the
-            # provider would silently submit to YARN.
-            self.env_vars = {**connections.driver_environment(), **python_environment()}
+            configure(self, APPLICATION)
             failed = self._submit(context, planned, leases)
             for _ in range(GROUP_TRIES - 1 if len(self.specs) > 1 else 0):
                 again = [(turn, work) for turn, work in planned if isinstance(failed.get(turn.spec.name), Transient)]
@@ -173,7 +171,25 @@ def without_a_word(table: str, ended: AirflowException | None) -> ColdchainError
     )
 
 
-def python_environment() -> dict[str, str]:
+def configure(operator: SparkSubmitOperator, own: Path) -> None:
+    """Take the connection's word on how code, settings and secrets reach driver and executors.
+
+    Called while executing, not before: rendered fields are stored where the UI shows them. Without a connection the
+    provider would silently submit to YARN.
+
+    Args:
+        operator: it is about to submit.
+        own: the application in `spark/jobs`, or the name of its file in the connection's folder `jobs`.
+    """
+    from coldchain import connections
+
+    options = connections.spark_options()
+    operator.env_vars = {**connections.driver_environment(), **({} if options.is_elsewhere else _python_environment())}
+    operator.application = f"{options.jobs.rstrip('/')}/{own.name}" if options.jobs else str(own)
+    operator.py_files, operator._archives, operator.conf = options.py_files, options.archives, dict(options.conf)
+
+
+def _python_environment() -> dict[str, str]:
     """Let driver and executors import the package, and Spark find its lean configuration."""
     paths = [str(ROOT / "plugins"), str(ROOT / "spark"), os.environ.get("PYTHONPATH", "")]
     environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
