@@ -80,13 +80,19 @@ def query(stack: Stack, statement: str, body: bytes = b"", parameters: Mapping[s
     names = {f"param_{name}": str(value) for name, value in (parameters or {}).items()}
     if body:
         names["query"] = statement
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{stack.ports['clickhouse_http']}/?{urlencode(names)}",
-        data=body or statement.encode(),
-        headers={"X-ClickHouse-User": "loader", "X-ClickHouse-Key": stack.secrets["clickhouse_loader"]},
-    )
+    url = f"http://127.0.0.1:{stack.ports['clickhouse_http']}/?{urlencode(names)}"
+    return post(url, stack.secrets["clickhouse_loader"], body or statement.encode())
+
+
+def post(url: str, password: str, body: bytes) -> str:
+    """Send one request as the loader and return the answer.
+
+    Raises:
+        StackError: The server refused the statement.
+    """
+    headers = {"X-ClickHouse-User": "loader", "X-ClickHouse-Key": password}
     try:
-        with urllib.request.urlopen(request, timeout=600) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=600) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         raise StackError(
