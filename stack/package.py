@@ -1,4 +1,4 @@
-"""The jobs' code as one zip, for `spark-submit --py-files`: executors that share no folder with the driver import it."""
+"""The code of the jobs as one zip for `spark-submit --py-files`: executors without our folder import it."""
 
 import zipfile
 from pathlib import Path
