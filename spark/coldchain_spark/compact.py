@@ -23,7 +23,7 @@ from coldchain.core.compaction import TARGET_BYTES, Batch
 from coldchain.core.drift import from_json
 from coldchain.core.errors import BaseMoved, ColdchainError, CommitUnknown, ProofFailed, Superseded
 from coldchain.core.job import Stage, StagedSegment
-from coldchain.core.sql import comma, in_windows, quote
+from coldchain.core.sql import comma, in_windows, literal, quote
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.lake import Lake
@@ -242,18 +242,15 @@ def _rewrite(job: StreamJob, part: Rewrite, path: Path) -> None:
         "max_bytes_before_external_sort": SORT_BYTES,
         "input_format_parquet_use_native_reader_v3": 1,
     }
+    wanted = comma(f"{quote(name)} = {literal(str(value))}" for name, value in settings.items())
     selected = comma(quote(column.name) for column in job.columns)
     text = (
-        f"INSERT INTO FUNCTION file('{path}', Parquet) SELECT {selected} FROM ({rows}) "
+        f"INSERT INTO FUNCTION file({literal(str(path))}, Parquet) SELECT {selected} FROM ({rows}) "
         f"WHERE {within.text} ORDER BY {comma(quote(name) for name in job.spec.sort_order)} "
-        f"SETTINGS {comma(f'{name} = {_literal(value)}' for name, value in settings.items())}"
+        f"SETTINGS {wanted}"
     )
     with _ONE_AT_A_TIME:
         chdb.query(text, params={name: render(value) for name, value in within.parameters.items()})  # type: ignore[no-untyped-call]
-
-
-def _literal(value: int | str) -> str:
-    return str(value) if isinstance(value, int) else f"'{value}'"
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
