@@ -62,7 +62,7 @@ maintain: environment ## Trigger the maintenance and follow it (TABLES= DAYS=30 
 	@$(VENV) -m stack maintain
 
 .PHONY: recover
-recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
+recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept|register|recreate TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
 	@$(VENV) -m stack recover
 
 .PHONY: logs

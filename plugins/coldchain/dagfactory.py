@@ -278,6 +278,8 @@ Nothing here moves or deletes a row: the ledger is corrected, and the next offlo
 - `rebuild`: the ledger was lost, or restored from an older dump. What `main` holds is taken back into it.
 - `reset`: compare all that the source still holds once more. Harmless: what is equal is left alone.
 - `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them.
+- `register`: the catalog lost the table, or was restored from an older dump. It is put back as the ledger left it.
+- `recreate`: the table is gone and shall be: the ledger forgets it, the next run makes it of what the source holds.
 
 Begin with `dry_run`, which says what would be done. The reason is kept in the ledger."""
 

@@ -27,7 +27,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import StaticTable, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
@@ -219,6 +219,26 @@ class Lake:
                 with transaction.update_snapshot().fast_append():
                     pass  # no file: the snapshot is what is wanted
         return self.require(spec.target)
+
+    def metadata_at(self, location: str) -> TableMetadata:
+        """Read a metadata file; Permanent where it is gone or not readable."""
+        with _reading(location):
+            try:
+                return StaticTable.from_metadata(location, self._properties).metadata
+            except (FileNotFoundError, ValidationError) as error:
+                raise Permanent(
+                    f"metadata file {location} can't be read ({str(error).splitlines()[0]}): restore it from a backup "
+                    "of the warehouse; nothing was changed"
+                ) from error
+
+    def register(self, target: str, location: str) -> None:
+        """Let the catalog's entry name a metadata file, whatever it named before; no file is touched."""
+        with _reading(target), _committing(target):
+            with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
+                self.catalog.create_namespace(target.rpartition(".")[0])
+            with contextlib.suppress(NoSuchTableError):
+                self.catalog.drop_table(target)
+            self.catalog.register_table(target, location)
 
     def drop_branch(self, target: str, token: str) -> None:
         """Drop an attempt's branch; a branch that is gone is fine."""

@@ -30,6 +30,7 @@ from coldchain.core.errors import (
     CommitUnknown,
     Fenced,
     ForeignFiles,
+    Permanent,
     SourceShrank,
     StageGone,
     Superseded,
@@ -75,6 +76,7 @@ def take(turn: Turn) -> str:
     Raises:
         LeaseHeld: another run has it.
         ForeignFiles: `main` holds files that no segment owns, and it can't be told which windows they touch.
+        Permanent: the table has vanished, and the source can't give all of it again.
     """
     turn.ledger.register(turn.spec)
     failpoint.hit("take.before_claim")
@@ -93,6 +95,8 @@ def _heal(turn: Turn, token: str) -> None:
     """Decide what is still `publishing` by `main`'s head, then make the segments what `main` holds."""
     name, ledger = turn.spec.name, turn.ledger
     table = turn.lake.load(turn.spec.target)
+    if table is None:
+        _refuse_loss(turn)
     for left in ledger.publishing(name):
         if table is not None and head_of(table) == left.snapshot_id:
             ledger.finalise(name, token, left.snapshot_id, base_of(table))
@@ -105,6 +109,25 @@ def _heal(turn: Turn, token: str) -> None:
         _reconcile(turn, token, None)
     elif base != base_of(table):
         _reconcile(turn, token, table)
+
+
+def _refuse_loss(turn: Turn) -> None:
+    """Leave a table that vanished to a person where the source can't give all of its rows again.
+
+    Made anew it would lie in the same folder, where maintenance takes the old one's files for orphans.
+    """
+    spec = turn.spec
+    if spec.retention_us is not None and (held := [s for s in turn.ledger.segments(spec.name) if s.paths]):
+        raise Permanent(
+            f"table={spec.name}: {spec.target} is not in the catalog any more, though {len(held)} segments of it are "
+            f"published and the source keeps rows for {spec.retention_us / DAY_US:g} days only: bring it back, or let "
+            "it be made anew (DAG coldchain_recover: register or recreate); nothing moves until then"
+        )
+
+
+def give_up(turn: Turn, token: str) -> None:
+    """Let the ledger forget what a table held that is gone for good, as a person has decided."""
+    _reconcile(turn, token, None)
 
 
 def _reconcile(turn: Turn, token: str, table: Table | None) -> None:

@@ -1,4 +1,4 @@
-"""What a person does to the ledger: rebuild it from Iceberg, reset a comparison, accept what the source forgot.
+"""What a person orders: rebuild the ledger, reset a comparison, accept a loss, bring a lost table back or give it up.
 
 `python -m coldchain.recovery`, or the DAG coldchain_recover; dry run first. All of it is harmless: segments are only
 ever taken from what `main` holds, and whatever is missing afterwards is asked of the source again.
@@ -26,7 +26,7 @@ from coldchain.core.plan import Segment, comparison_grid_us
 from coldchain.core.windows import DAY_US, Window, floor_us, format_us
 from coldchain.lake import Lake, base_of, branch_name, columns_of, head_of, live_files, owner_of
 from coldchain.proof import read_files
-from coldchain.protocol import Turn
+from coldchain.protocol import Turn, give_up
 from coldchain.registry import configured_registry
 from coldchain.settings import Settings
 from coldchain.store.ledger import Comparison
@@ -50,7 +50,7 @@ def carry_out(turn: Turn, order: Order) -> str:
     Raises:
         LeaseHeld: a run has the table.
         ForeignFiles: `main` holds files that Coldchain did not write.
-        Permanent: two attempts at one window are live, or an id is not an expired segment's.
+        Permanent: two attempts at one window are live, an id is not an expired segment's, or the table is not gone.
     """
     turn.ledger.register(turn.spec)
     if order.is_dry:
@@ -65,7 +65,7 @@ def carry_out(turn: Turn, order: Order) -> str:
 
 
 def _actions(turn: Turn, order: Order, token: str | None = None) -> str:
-    return {"rebuild": _rebuild, "reset": _reset, "accept": _accept}[order.action](turn, order, token)
+    return _DO[order.action](turn, order, token)
 
 
 def _missing(turn: Turn) -> tuple[Table | None, list[Owned]]:
@@ -190,6 +190,48 @@ def _accept(turn: Turn, order: Order, token: str | None) -> str:
     turn.ledger.note(name, token, turn.run_key, "accepted", {"reason": order.reason, "segments": list(order.segments)})
     until = "none" if watermark_us is None else format_us(watermark_us)
     return f"{name}: {windows} given up as lost; watermark {until}"
+
+
+def _register(turn: Turn, order: Order, token: str | None) -> str:
+    """Put back a table that the catalog lost, or knows as it once was: as the ledger last left it."""
+    name, target, base = turn.spec.name, turn.spec.target, turn.ledger.state(turn.spec.name).base
+    if base is None:
+        return f"{name}: the ledger knows no table either, nothing to register"
+    known = turn.lake.metadata_at(base.metadata_location)
+    try:
+        table = turn.lake.load(target)
+    except Permanent:  # its entry names a file that is gone
+        table = None
+    if table is not None:
+        if table.metadata.table_uuid != known.table_uuid:
+            raise Permanent(
+                f"table={name}: {target} is another table by now ({table.metadata.table_uuid}, the ledger's is "
+                f"{known.table_uuid}): rename it first; nothing was changed"
+            )
+        if table.metadata.last_sequence_number >= known.last_sequence_number:
+            return f"{name}: the catalog's {target} is as the ledger left it or newer, nothing to register"
+    said = f"{target} as {base.metadata_location}, snapshot {base.main_snapshot_id} on main"
+    if token is None:
+        return f"{name}: the catalog would know {said}"
+    turn.lake.register(target, base.metadata_location)
+    turn.ledger.note(name, token, turn.run_key, "recovered", {"reason": order.reason, "said": said})
+    return f"{name}: the catalog knows {said}; the next run asks the source for what is missing"
+
+
+def _recreate(turn: Turn, order: Order, token: str | None) -> str:
+    name, target = turn.spec.name, turn.spec.target
+    if turn.lake.load(target) is not None:
+        raise Permanent(f"table={name}: {target} is in the catalog: drop or rename it first; nothing was changed")
+    held = sum(1 for segment in turn.ledger.segments(name) if segment.paths)
+    if token is None:
+        return f"{name}: {held} segments would be forgotten; the next run makes {target} anew of what the source holds"
+    give_up(turn, token)
+    said = f"{held} segments forgotten"
+    turn.ledger.note(name, token, turn.run_key, "recovered", {"reason": order.reason, "said": said})
+    return f"{name}: {said}; the next run makes {target} anew of what the source holds"
+
+
+_DO = {"rebuild": _rebuild, "reset": _reset, "accept": _accept, "register": _register, "recreate": _recreate}
 
 
 def main(arguments: Sequence[str]) -> int:

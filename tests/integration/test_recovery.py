@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -203,10 +204,87 @@ def test_what_the_source_forgot_holds_the_watermark_until_a_person_gives_it_up(l
         carry_out(lab.turn("recovery/1"), order)
 
 
+def lost(lab: Lab) -> str:
+    """Publish two hours of a source that forgets; then the catalog loses the table. Return its metadata file."""
+    lab.spec = replace(lab.spec, retention_us=30 * DAY_US)
+    lab.insert_many(START, 120, int(MINUTE_US))
+    for hour in (0, 1):
+        window = lab.window(START + hour * HOUR, START + (hour + 1) * HOUR)
+        lab.run(Request(window, None), run_key=f"test/{hour}")
+    location = lab.lake.require(lab.spec.target).metadata_location
+    lab.lake.catalog.drop_table(lab.spec.target)
+    with pytest.raises(Permanent, match=r"is not in the catalog any more, though 2 segments .* register or recreate"):
+        lab.run(run_key="test/refused")
+    assert lab.lake.load(lab.spec.target) is None, "made anew, its files would be orphans of maintenance"
+    return str(location)
+
+
+def order(lab: Lab, action: str, *, is_dry: bool = False) -> str:
+    return carry_out(lab.turn("recovery/1"), Order(action, "the catalog was lost", is_dry=is_dry))
+
+
+@pytest.mark.fault("F34", recovery="register")
+def test_a_table_that_the_catalog_lost_is_put_back(lab: Lab) -> None:
+    """Rows that only its files hold any more are there again; nothing moves twice."""
+    location = lost(lab)
+    assert f"would know {lab.spec.target} as {location}" in order(lab, "register", is_dry=True)
+    assert lab.lake.load(lab.spec.target) is None
+    assert f"the catalog knows {lab.spec.target} as {location}" in order(lab, "register")
+    assert lab.run(run_key="test/next").work is None, "nothing moves again"
+    lab.check_equal(120)
+    assert "nothing to register" in order(lab, "register")
+    with pytest.raises(Permanent, match="is in the catalog: drop or rename it first"):
+        order(lab, "recreate")
+
+
+@pytest.mark.fault("F37", recovery="register")
+def test_a_catalog_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab) -> None:
+    """Before a run takes the older table for the truth, `register` puts back what the ledger knows was published."""
+    lab.insert_many(START, 120, int(MINUTE_US))
+    lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/before the dump")
+    dumped = lab.lake.require(lab.spec.target).metadata_location
+    lab.run(run_key="test/after")
+    newest = lab.lake.require(lab.spec.target).metadata_location
+    lab.lake.register(lab.spec.target, dumped)
+    assert lab.lake.require(lab.spec.target).metadata_location == dumped
+    order(lab, "register")
+    assert lab.lake.require(lab.spec.target).metadata_location == newest
+    assert lab.run(run_key="test/next").work is None
+    lab.check_equal(120)
+
+
+def test_a_table_is_made_anew_when_a_person_says_so(lab: Lab) -> None:
+    """Only then does the ledger forget its segments, and the next run moves what the source still holds."""
+    lost(lab)
+    assert "2 segments would be forgotten" in order(lab, "recreate", is_dry=True)
+    with pytest.raises(Permanent, match="is not in the catalog any more"):
+        lab.run(run_key="test/still refused")
+    assert "2 segments forgotten" in order(lab, "recreate")
+    lab.run(run_key="test/next")
+    lab.check_equal(120)
+
+
+def test_what_can_t_be_registered_is_said(lab: Lab) -> None:
+    assert "the ledger knows no table either" in order(lab, "register")
+    location = lost(lab)
+    Path(location.removeprefix("file://")).unlink()
+    with pytest.raises(Permanent, match=r"can't be read .*: restore it from a backup of the warehouse"):
+        order(lab, "register")
+
+
+def test_another_table_of_that_name_is_not_replaced(lab: Lab) -> None:
+    lab.insert_many(START, 60, int(MINUTE_US))
+    lab.run(run_key="test/one")
+    lab.lake.catalog.rename_table(lab.spec.target, f"{lab.spec.target}_old")
+    lab.lake.create(lab.spec, lab.source().columns())
+    with pytest.raises(Permanent, match=r"is another table by now .*: rename it first; nothing was changed"):
+        order(lab, "register")
+
+
 @pytest.mark.parametrize(
     ("action", "reason", "segments", "words"),
     [
-        ("erase", WHY, (), "action='erase' is not allowed: write one of rebuild, reset, accept"),
+        ("erase", WHY, (), "action='erase' is not allowed: write one of rebuild, reset, accept, register, recreate"),
         ("reset", " no ", (), "parameter reason is missing"),
         ("accept", WHY, (), "parameter segments holds the ids"),
         ("reset", WHY, (3,), "parameter segments holds the ids"),

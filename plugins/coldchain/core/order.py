@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coldchain.core.errors import BadRequest
 
-ACTIONS = ("rebuild", "reset", "accept")
+ACTIONS = ("rebuild", "reset", "accept", "register", "recreate")
 PARAMETERS = ("action", "tables", "segments", "reason", "dry_run")
 
 

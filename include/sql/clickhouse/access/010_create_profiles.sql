@@ -25,7 +25,7 @@ ALTER SETTINGS PROFILE coldchain_reader SETTINGS
     output_format_parquet_row_group_size = 1000000 MIN 10000 MAX 10000000 CHANGEABLE_IN_READONLY,
     output_format_parquet_string_as_string = 1 MIN 0 MAX 1 CHANGEABLE_IN_READONLY,
     output_format_parquet_use_custom_encoder = 1 MIN 0 MAX 1 CHANGEABLE_IN_READONLY,
-    max_threads = 0 MIN 0 MAX 1024 CHANGEABLE_IN_READONLY,
+    max_threads = 0 MIN 1 MAX 1024 CHANGEABLE_IN_READONLY,
     prefer_column_name_to_alias = 0 MIN 0 MAX 1 CHANGEABLE_IN_READONLY,
     priority = 0 MIN 0 MAX 1000 CHANGEABLE_IN_READONLY;
 -- The validator reads other tables under FINAL by a setting, for an engine that does not know FINAL must not fail there.
