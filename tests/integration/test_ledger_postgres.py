@@ -115,6 +115,51 @@ def test_the_runtime_role_can_not_change_the_schema(environment: dict[str, str])
         connection.close()
 
 
+def test_what_is_old_is_forgotten_and_no_counter_goes_back(
+    environment: dict[str, str], ledger: PostgresLedger, spec: TableSpec
+) -> None:
+    """Runs go whole; the newest event of each kind stays with its run, and so does all of the last months."""
+    ledger.register(spec)
+    told = [("old", "started", 100), ("old", "committed", 100), ("failed once", "failed", 99), ("last", "started", 95),
+            ("last", "committed", 95), ("cleared since", "started", 94), ("cleared since", "started", 2)]  # fmt: skip
+    with ledger._transaction() as cursor:
+        for run, event, days in told:
+            cursor.execute(
+                "INSERT INTO coldchain.attempts (table_id, token, run_key, event, at) SELECT table_id, 't', %s, %s, "
+                "clock_timestamp() - make_interval(days => %s) FROM coldchain.tables WHERE table_name = %s",
+                (run, event, days, spec.name),
+            )
+    counted = counters(ledger, spec.name)
+    owner = psycopg2.connect(environment["COLDCHAIN_LEDGER_OWNER_URI"].replace("+psycopg2", ""))
+    with owner, owner.cursor() as cursor:
+        for state, days in (("superseded", 100), ("superseded", 80), ("published", 100)):
+            cursor.execute(
+                'INSERT INTO coldchain.segments (table_id, "window", state, rows, hash, version, grid_us, buckets, '
+                "token, updated_at) SELECT table_id, '[2026-01-01, 2026-01-02)', %s, 0, 0, '', 1, '[]', '', "
+                "clock_timestamp() - make_interval(days => %s) FROM coldchain.tables WHERE table_name = %s",
+                (state, days, spec.name),
+            )
+    owner.close()
+    assert ledger.forget(spec.name, 90) == (2, 1)
+    left = {run: len(ledger.attempts(spec.name, run)) for run, _, _ in told}
+    assert left == {"old": 0, "failed once": 1, "last": 2, "cleared since": 2}
+    assert ledger.forget(spec.name, 90) == (0, 0)
+    assert counters(ledger, spec.name) == counted
+    with pytest.raises(psycopg2.errors.RaiseException, match="of the last 30 days are kept"):
+        ledger.forget(spec.name, 29)
+
+
+def counters(ledger: PostgresLedger, name: str) -> dict[tuple[str, str], float]:
+    """Read a table's counters."""
+    with ledger._transaction() as cursor:
+        cursor.execute(
+            "SELECT counter, label, value FROM coldchain.counters JOIN coldchain.tables USING (table_id) "
+            "WHERE table_name = %s",
+            (name,),
+        )
+        return {(counter, label): value for counter, label, value in cursor.fetchall()}
+
+
 @pytest.fixture
 def empty_database(environment: dict[str, str]) -> Iterator[str]:
     """A database of the test's own, owned as the ledger's is, without a schema; yields its owner's URI."""

@@ -114,7 +114,7 @@ def test_no_setting_that_could_hide_rows_can_be_changed(environment: dict[str, s
     changed = {name: other.get(name, "break") for name in _ALLOWED_SETTINGS.keys() - {"limit", "offset"}}
     if who == "VALIDATOR":
         assert ask(client, "SELECT getSetting('final')", final=changed.pop("final")) == b"true\n"
-    for name, value in {**changed, "max_rows_to_read": 1, "max_threads": 1}.items():
+    for name, value in {**changed, "max_rows_to_read": 1, "max_result_rows": 1}.items():
         with pytest.raises(ColdchainError, match=f"Cannot modify '{name}' setting in readonly mode"):
             ask(client, "SELECT 1", **{name: value})
 
@@ -178,6 +178,7 @@ def test_the_whole_flow_needs_no_more_than_that(environment: dict[str, str], lab
 LEDGER = {
     "rewrite an attempt": "UPDATE coldchain.attempts SET event = 'idle'",
     "forget an attempt": "DELETE FROM coldchain.attempts",
+    "forget an attempt as maintenance does": "SET coldchain.is_forgetting = 'yes'; DELETE FROM coldchain.attempts",
     "forget all attempts": "TRUNCATE coldchain.attempts",
     "forget a segment": "DELETE FROM coldchain.segments",
     "forget a table": "DELETE FROM coldchain.tables",

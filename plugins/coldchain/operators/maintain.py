@@ -17,6 +17,7 @@ from coldchain.operators.offload import ROOT, configure, without_a_word
 
 APPLICATION = ROOT / "spark" / "jobs" / "compact_table.py"
 PARAMETERS = ("tables", "days", "dry_run")
+KEPT_DAYS = 90  # of events and superseded segments in the ledger; the database keeps 30 whatever is asked
 
 
 def _asked(context: Any, table: str) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class CompactOperator(SparkSubmitOperator):
 
 
 class TidyOperator(BaseOperator):
-    """Drop a table's dead branches, old snapshots and orphaned files, then make its view anew.
+    """Drop a table's dead branches, old snapshots, orphaned files and old events, then make its view anew.
 
     Args:
         spec: the table.
@@ -106,5 +107,8 @@ class TidyOperator(BaseOperator):
             self.log.info("%s: %s", self.spec.name, done.sentence(is_dry=params["dry_run"]))
             if not params["dry_run"]:
                 turn.ledger.note(self.spec.name, f"tidy-{uuid.uuid4()}", turn.run_key, "tidied", done.to_json())
+                events, segments = connections.ledger().forget(self.spec.name, KEPT_DAYS)
+                self.log.info("%s: %d events and %d superseded segments were older than %d days, and dropped",
+                              self.spec.name, events, segments, KEPT_DAYS)  # fmt: skip
                 views.keep(self.spec, turn.ledger, connections.views)
             return done.to_json()

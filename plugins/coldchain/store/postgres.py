@@ -578,6 +578,19 @@ class PostgresLedger:
             )
             return [Attempt(token, event, detail, to_us(at)) for token, event, detail, at in cursor.fetchall()]
 
+    def forget(self, name: str, days: int) -> tuple[int, int]:
+        """Drop the events of runs that ended, and segments that were superseded, so many days ago; return the counts.
+
+        The newest event of each kind stays, with all of its run. Counters are kept apart and stay as they are.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT * FROM coldchain.forget(%s, clock_timestamp() - make_interval(days => %s))",
+                (self._table_id(cursor, name), days),
+            )
+            events, segments = cursor.fetchone()
+            return int(events), int(segments)
+
     def last_published(self, name: str) -> tuple[str, list[Attempt]]:
         """Read the run that published last, and its events up to then, the oldest first; nothing where none did."""
         with self._transaction() as cursor:
