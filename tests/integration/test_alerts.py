@@ -1,7 +1,7 @@
 """Real faults, seen by a real Prometheus: the alert fires, the runbook's commands run, the fault goes, the alert too.
 
 Ledger, source, Iceberg and endpoint are real; what `make run` does is done here by the table's four steps, for there is
-no Airflow in this tier (`tests/e2e/test_runbooks.py` has one). Dashboards are asked of the same Prometheus.
+no Airflow in this tier (`tests/e2e/test_the_runbooks.py` has one). Dashboards are asked of the same Prometheus.
 """
 
 from __future__ import annotations

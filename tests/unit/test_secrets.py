@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from airflow.providers.apache.spark.hooks import spark_submit
 
 from coldchain import connections
 from coldchain.core.errors import Permanent
@@ -79,6 +81,26 @@ def test_elsewhere_only_the_name_of_a_mounted_file_is_an_argument(
     arguments, environment = submit({**connection, "extra": extra})
     assert f"{SETTINGS_FILE}=/run/secrets/coldchain.json" in " ".join(arguments)
     assert not [name for name, secret in stack.secrets.items() if secret in f"{arguments} {environment}"]
+
+
+def test_the_documented_connections_bring_code_and_settings(
+    stack: Stack, submit: Callable[..., tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The Spark provider reaches for the one of Kubernetes, which has no business in these requirements.
+    monkeypatch.setattr(spark_submit, "kube_client", object(), raising=False)
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    written = [json.loads(text) for text in re.findall(r"^    (\{\"conn_type.*?\}\})$", page, flags=re.M | re.S)]
+    assert [connection["host"].partition(":")[0] for connection in written] == ["spark", "yarn", "k8s"]
+    for connection in written:
+        extra = connection["extra"]
+        arguments, environment = submit(connection)
+        assert arguments[arguments.index("--py-files") + 1] == extra["py_files"]
+        assert {f"{name}={value}" for name, value in extra["conf"].items()} <= set(arguments)
+        assert arguments[-1] == f"{extra['jobs']}/offload_tables.py" if "jobs" in extra else str(APPLICATION)
+        assert not [secret for secret in stack.secrets.values() if secret in " ".join(arguments)]
+        if "settings_file" in extra:
+            assert not [secret for secret in stack.secrets.values() if secret in str(environment)]
+            assert any(f"{SETTINGS_FILE}={extra['settings_file']}" in argument for argument in arguments)
 
 
 def test_the_file_holds_what_the_environment_would(stack: Stack, tmp_path: Path) -> None:

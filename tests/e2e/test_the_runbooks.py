@@ -5,48 +5,20 @@ Named to come late: it moves all that other tests left, and it stops and starts 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.sql import Query
-from coldchain.settings import Settings
 from stack import process
 from stack.airflow_api import AirflowApi
-from stack.state import Stack, find_state
+from stack.state import Stack
 from tests.prometheus import Prometheus, scraping
-from tests.watch import ROOT, Shell, alerts, blocks_of, needs_prometheus
+from tests.watch import Shell, alerts, blocks_of, needs_prometheus
 
 pytestmark = pytest.mark.timeout(900)
 DAG, TABLE = "coldchain_offload", "bronze_trades_kraken"
 RAN: set[str] = set()  # blocks that have succeeded: several runbooks share some
 DOWN, NOTHING = ("ColdchainExporterDown", ""), ("ColdchainNoRuns", "")
-
-
-@pytest.fixture(scope="module")
-def shell(airflow: dict[str, str], state: Path) -> Shell:
-    """A person's shell on the stack, whose trades are loaded where no test before has."""
-    settings = Settings.from_environment(airflow)
-    source = HttpClickHouse(settings.clickhouse_url, settings.clickhouse_user, settings.clickhouse_password)
-    if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
-        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
-    return Shell(state, TABLE)
-
-
-@pytest.fixture(scope="module")
-def stack(airflow: dict[str, str], state: Path) -> Stack:
-    """The stack, as its own commands know it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLDCHAIN_STATE", str(state))
-        found = find_state()
-    assert found is not None
-    return found
 
 
 @pytest.fixture(scope="module")
