@@ -168,6 +168,10 @@ def _manage(table: Table) -> ManageSnapshots:
     return ManageSnapshots(_Transaction(table, autocommit=True))
 
 
+def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
+    ExpireSnapshots(_Transaction(table, autocommit=True)).by_ids(list(snapshot_ids)).commit()
+
+
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
@@ -464,7 +468,7 @@ def expire(table: Table, snapshot_ids: Sequence[int], branches: Sequence[str]) -
                 update = update.remove_branch(name)
             update.commit()
         if snapshot_ids:
-            ExpireSnapshots(_Transaction(table, autocommit=True)).by_ids(list(snapshot_ids)).commit()
+            _expire(table, snapshot_ids)
 
 
 def reach_of(table: Table, file: DataFile, event_time: str) -> Window | None:

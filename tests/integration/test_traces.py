@@ -99,9 +99,9 @@ class WatchedCatalog(SqlCatalog):
         return self.refs().get(MAIN)
 
     def parent(self, snapshot_id: int) -> int | None:
-        """Return a snapshot's parent."""
+        """Return a snapshot's parent; None where it has expired."""
         found = self._latest.snapshot_by_id(snapshot_id).parent_snapshot_id
-        return None if found is None else int(found)
+        return None if found is None or self._latest.snapshot_by_id(found) is None else int(found)
 
     def paths(self, snapshot_id: int) -> frozenset[str]:
         """Return a snapshot's live files."""

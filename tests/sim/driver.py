@@ -1,4 +1,4 @@
-"""The Spark driver's own code, with executors and files that are simulated."""
+"""The Spark drivers' own code, with executors and files that are simulated."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.typedef import Record
 
+import coldchain_spark.compact as compaction
 import coldchain_spark.offload as driver
 from coldchain import protocol
 from coldchain.core.job import JobTable, Stage
@@ -52,6 +53,26 @@ class Driver(driver._Offload):
         stage = Stage(self.job.token, "", snapshot_id, 0, "", tuple(staged))
         self.world.staged[snapshot_id] = Staged(stage, self.since, self.world.history.version)
         return snapshot_id
+
+
+class Compactor(compaction._Compaction):
+    """The real compaction of one batch, whose files are simulated."""
+
+    def __init__(self, world: World, turn: protocol.Turn, token: str) -> None:
+        super().__init__(turn, token, None, lambda _, parts: [world.rewrite(token, part) for part in parts], 1 << 40)  # type: ignore[arg-type]
+        self.world = world
+
+    def _job(self, table: Any, columns: Any) -> Any:
+        return None
+
+    def _stage(self, table: Any, job: Any, batch: Any, base_snapshot_id: int, written: Any) -> Stage:
+        stage = super()._stage(table, job, batch, base_snapshot_id, written)
+        self.world.compacted.add(stage.snapshot_id)
+        return stage
+
+    def _prove(self, stage: Stage, batch: Any, columns: Any) -> None:
+        super()._prove(stage, batch, columns)
+        self.world.proven.add(stage.snapshot_id)
 
 
 def data_file(table: Any, file: Streamed) -> DataFile:

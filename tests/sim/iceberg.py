@@ -8,7 +8,7 @@ partitions and data files are pyiceberg's own objects.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -60,6 +60,12 @@ class Metadata:
         """Find the snapshot that a ref shows."""
         return self.snapshots[self.refs[name].snapshot_id] if name in self.refs else None
 
+    def without(self, snapshot_ids: Iterable[int]) -> Metadata:
+        """Return the next version, without snapshots that no ref shows."""
+        gone = set(snapshot_ids) - {ref.snapshot_id for ref in self.refs.values()}
+        kept = {number: snapshot for number, snapshot in self.snapshots.items() if number not in gone}
+        return replace(self, version=self.version + 1, snapshots=kept)
+
     def with_refs(self, changes: Mapping[str, int | None]) -> Metadata:
         """Return the next version, with refs moved, made or removed (None)."""
         refs = {**self.refs, **{name: SimpleNamespace(snapshot_id=to) for name, to in changes.items()}}
@@ -99,6 +105,15 @@ class SimulatedTable:
     def manage_snapshots(self) -> _RefUpdate:
         """Begin to move refs."""
         return _RefUpdate(self)
+
+    def expire(self, snapshot_ids: Iterable[int]) -> None:
+        """Drop snapshots in one commit."""
+
+        def apply(now: Metadata | None) -> Metadata:
+            assert now is not None
+            return now.without(snapshot_ids)
+
+        self.metadata = self.catalog.commit("catalog.refs", apply)
 
     @contextmanager
     def transaction(self) -> Iterator[_Transaction]:
@@ -263,8 +278,10 @@ class SimulatedCatalog:
         return self.metadata.refs[MAIN].snapshot_id if self.metadata else None
 
     def parent(self, snapshot_id: int) -> int | None:
-        """Return a snapshot's parent."""
-        return self.metadata.snapshots[snapshot_id].parent_snapshot_id if self.metadata else None
+        """Return a snapshot's parent; None where it has expired."""
+        assert self.metadata is not None
+        parent = self.metadata.snapshots[snapshot_id].parent_snapshot_id
+        return parent if parent in self.metadata.snapshots else None
 
     def paths(self, snapshot_id: int) -> frozenset[str]:
         """Return a snapshot's live files."""

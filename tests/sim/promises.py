@@ -33,6 +33,7 @@ class Promises:
     spec: TableSpec
     main: list[int]
     proven: set[int]
+    compacted: set[int]
     staged: dict[int, Staged]
     files: dict[str, tuple[Row, ...]]
 
@@ -104,7 +105,7 @@ class Promises:
         is_known = head in self.main
         self.main.append(head)
         must(paths <= self.files.keys(), "main names files that were deleted")
-        rows = [row for path in paths for row in self.files[path]]
+        rows = self._rows(head)
         must(len(rows) == len(set(rows)), "a reader of main sees a row twice")
         ordered = sorted({owner.window for path in paths if (owner := iceberg.owner_of(path))})
         for one, other in itertools.pairwise(ordered):
@@ -113,7 +114,13 @@ class Promises:
             return  # a rollback, or the table was made
         must(head in self.proven, f"snapshot {head} was published and never proven")
         must(self.catalog.parent(head) == before, f"snapshot {head} was published on {before}, and made on another")
-        self._check_images(head)
+        if head in self.compacted:
+            must(before is not None and sorted(rows) == sorted(self._rows(before)), "compaction changed a row of main")
+        else:
+            self._check_images(head)
+
+    def _rows(self, snapshot_id: int) -> list[Row]:
+        return [row for path in self.catalog.paths(snapshot_id) for row in self.files[path]]
 
     def _check_images(self, head: int) -> None:
         """Every window that was published equals the source at an instant of its staging."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.sim.processes import FAULTS
 from tests.sim.source import SLOTS
-from tests.sim.world import OFFSETS, RUNS, VERBS
+from tests.sim.world import MAINTENANCE, OFFSETS, RUNS, VERBS
 
 Step = tuple[Any, ...]
 KINDS = ("scheduled", "manual", "backfill")
@@ -46,6 +46,7 @@ STEPS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "whole": (7, (RUN, LATE)),
     "aim": (14, (RUN, AIMS, (*FAULTS, "kill", "freeze", "freeze"), LATE)),
     "disturb": (12, (RUN, (*VERBS, "commit", "commit"), ("int", 0, 30), (*FAULTS, "kill", "freeze", "freeze"), LATE)),
+    "maintain": (8, (MAINTENANCE, ("int", 0, 30), (*FAULTS, "kill", "freeze", "", "", ""), LATE)),
     "go": (8, (WHICH, ("int", 1, 12))),
     "reach": (12, (WHICH, PLACES)),
     "finish": (9, (WHICH,)),

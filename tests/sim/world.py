@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
+import coldchain_spark.compact as compaction
 import coldchain_spark.offload as driver
-from coldchain import lake as iceberg, proof, protocol
+from coldchain import lake as iceberg, maintenance, proof, protocol
+from coldchain.core.compaction import Limits, SnapshotAge, expired_snapshots
 from coldchain.core.errors import (
     ColdchainError,
     Fenced,
@@ -34,9 +36,10 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, floor_us
 from coldchain.lake import Lake
 from coldchain.store.memory import MemoryLedger, WatermarkRow
+from coldchain_spark.compact import Compacted, Rewrite
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Failed, Streamed
-from tests.sim.driver import Driver, Staged, data_file
+from tests.sim.driver import Compactor, Driver, Staged, data_file
 from tests.sim.iceberg import SimulatedCatalog, SimulatedTable
 from tests.sim.ledger import Lock, WatchedLedger
 from tests.sim.processes import BLOCKED, Process, Processes
@@ -55,6 +58,7 @@ from tests.sim.source import (
 )
 
 VERBS = ("read", "offload", "validate", "commit")
+MAINTENANCE = ("compact", "tidy")
 RUNS = 3
 OFFSETS = (0, 1, GRID_US // 2, GRID_US - 1)
 SPEC = TableSpec(
@@ -134,6 +138,7 @@ class World(Promises):
         self.runs = [Run(f"run/{n}", Request(None, None)) for n in range(RUNS)]
         self.run_count = RUNS
         self.proven: set[int] = set()
+        self.compacted: set[int] = set()
         self.staged: dict[int, Staged] = {}
         self.approved: set[int] = set()
         self.main: list[int] = []  # every head that main ever had
@@ -297,6 +302,22 @@ class World(Promises):
             if self._process(0) is self.processes.newest and self.processes.newest.at == label:
                 self._meet(kind)
 
+    def do_maintain(self, what: str, requests: int, kind: str, is_late: bool) -> None:
+        """Begin a task of maintenance, and let it meet a fault, die or freeze at any of its requests, or end well.
+
+        `is_late`: whoever else had the lease has lost it by then, and a run has published what there was.
+        """
+        if is_late:
+            self.do_whole(0, is_late=True)
+        name = f"maintenance/{self.steps}"
+        self.processes.go(self.processes.start(name, lambda: self._maintain(name, what)))
+        self._count(f"begin.{what}")
+        if kind:
+            self.do_go(0, requests)
+            self._meet(kind)
+        else:
+            self.processes.finish(self.processes.newest)
+
     def _meet(self, kind: str) -> None:
         if kind == "kill":
             self.do_kill(0)
@@ -427,6 +448,65 @@ class World(Promises):
             self.broken.append(Violation(f"{name} ended with an error that nobody foresaw: {error!r}"))
             traceback.print_exception(error)
         self.services.ledger_done(name)
+
+    def _maintain(self, name: str, what: str) -> None:
+        ledger = WatchedLedger(self.services.ledger_of(name), self.processes, self.lock, self._check_fenced)
+        turn = protocol.Turn(self.spec, name, ledger, self.lake)  # type: ignore[arg-type]
+        try:
+            token = protocol.take(turn)
+            try:
+                getattr(self, f"_{what}")(turn, token)
+            except Exception:
+                turn.ledger.release(turn.spec.name, token)
+                raise
+            turn.ledger.release(turn.spec.name, token)
+            self._count(f"{what}.well")
+        except ColdchainError as error:
+            self.failures.append((name, error))
+            self._count(f"{what}.{type(error).__name__}")
+        except Exception as error:
+            self.broken.append(Violation(f"{name} ended with an error that nobody foresaw: {error!r}"))
+            traceback.print_exception(error)
+        self.services.ledger_done(name)
+
+    def _compact(self, turn: protocol.Turn, token: str) -> None:
+        if batches := maintenance.batches_of(turn):
+            Compactor(self, turn, token).run(batches[0], Compacted(self.spec.name))
+            self._count("compacted")
+
+    def _tidy(self, turn: protocol.Turn, token: str) -> None:
+        """Drop what nothing needs, however young: whoever still wants it finds it gone."""
+        table = self.lake.load(self.spec.target)
+        if table is None:
+            return
+        found = table.metadata.snapshots
+        snapshots = sorted(found.values() if isinstance(found, dict) else found, key=lambda s: s.sequence_number or 0)
+        heads = {name: int(ref.snapshot_id) for name, ref in table.metadata.refs.items()}
+        branches = [n for n in heads if n.startswith(iceberg.branch_name("")) and n != iceberg.branch_name(token)]
+        kept = {name: head for name, head in heads.items() if name not in branches}
+        ages = [SnapshotAge(s.snapshot_id, s.parent_snapshot_id, 0) for s in snapshots]
+        iceberg.expire(table, expired_snapshots(ages, kept, iceberg.MAIN, 1, 2), branches)
+
+    def limits_of(self, spec: TableSpec, now_us: int) -> Limits:
+        """Let all that has closed be put together, wherever it saves a file."""
+        return Limits(
+            partition_unit=spec.partition_unit,
+            closed_before_us=self.history.now_us,
+            sealed_before_us=None if spec.retention_us is None else self.history.now_us - spec.retention_us,
+            max_rows=spec.max_window_rows,
+            min_files_saved=1,
+        )
+
+    def rewrite(self, token: str, part: Rewrite) -> Streamed | Failed:
+        """Do what an executor does with the files of a slice."""
+        if self.processes.pause("stream.write"):
+            return Failed(Unavailable, "the warehouse went away")
+        within = part.slice.window
+        rows = [row for path in part.paths for row in self.files[path] if within.start_us <= row.at_us < within.end_us]
+        self.file_count += 1
+        path = f"/w/{iceberg.file_name(part.slice.segment, token, f'{self.file_count:032x}')}"
+        self.files[path] = tuple(sorted(rows))
+        return Streamed(part.slice, path, 1, len(rows), b"")
 
     def _belongs(self, run: Run, verb: str) -> bool:
         """Tell whether a task that ended is the run's next one; a cleared one sets the run back."""
@@ -565,8 +645,8 @@ class World(Promises):
         self.processes.end()
 
 
-def _opened(real: Callable[[Any], Any], own: str) -> Callable[[Any], Any]:
-    return lambda table: getattr(table, own)() if isinstance(table, SimulatedTable) else real(table)
+def _opened(real: Callable[..., Any], own: str) -> Callable[..., Any]:
+    return lambda table, *more: getattr(table, own)(*more) if isinstance(table, SimulatedTable) else real(table, *more)
 
 
 @contextlib.contextmanager
@@ -578,7 +658,10 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
-        for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots")):
+        stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))
+        stack.enter_context(mock.patch.object(compaction, "data_file", data_file))
+        stack.enter_context(mock.patch.object(compaction, "delete_file", lambda _, path: world.remove(path)))
+        for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots"), ("_expire", "expire")):
             stack.enter_context(mock.patch.object(iceberg, name, _opened(getattr(iceberg, name), own)))
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)

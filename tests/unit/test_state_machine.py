@@ -2,7 +2,8 @@
 
 The rules are the steps of `tests.sim.traces`: rows that come, change, move and go; runs, retries, clears in any order;
 processes that die, freeze and wake before any of their requests; lost requests and replies; leases that run out; others
-who move main. After each step `World.check` looks; at the end of a life faults stop, and main must equal the source.
+who move main; maintenance. After each step `World.check` looks; at the end of a life faults stop, and main must equal the
+source.
 
     COLDCHAIN_MODEL_LIVES=5000 pytest tests/unit/test_state_machine.py    looks longer than CI does
 """
@@ -26,6 +27,8 @@ from coldchain.core.job import Stage
 from coldchain.lake import Lake, base_of
 from coldchain.store.ledger import Base
 from coldchain.store.memory import MemoryLedger
+from coldchain_spark.compact import Rewrite
+from coldchain_spark.stream import Streamed
 from tests.sim import source
 from tests.sim.traces import CONFIG, STEPS, Step, trace
 from tests.sim.world import Violation, World, simulated
@@ -35,7 +38,7 @@ STEPS_OF_A_LIFE = 50
 NEEDED = (
     "kill.ledger.begin_publish", "kill.ledger.publish", "kill.catalog.refs", "reply.catalog.refs", "cut", "rollback",
     "commit.Fenced", "commit.Superseded", "validate.ProofFailed", "offload.SourceMoving", "offload.BaseMoved",
-    "read.SourceShrank", "read.LeaseHeld",
+    "read.SourceShrank", "read.LeaseHeld", "compacted", "tidy.well",
 )  # fmt: skip
 happened: Counter[str] = Counter()
 
@@ -192,6 +195,21 @@ def no_nulls() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def lossy_compaction() -> Iterator[None]:
+    """Let what is put together lose a row, and nobody look."""
+    real = World.rewrite
+
+    def rewrite(self: World, token: str, part: Rewrite) -> Any:
+        done = real(self, token, part)
+        if isinstance(done, Streamed):
+            self.files[done.path] = self.files[done.path][1:]
+        return done
+
+    with mock.patch.object(World, "rewrite", rewrite), no_content():
+        yield
+
+
 def no_healing() -> Any:
     return mock.patch.object(protocol, "_heal")
 
@@ -203,6 +221,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "new files beside the old ones, and nobody looks": (append_only_unseen, "twice|overlapping windows are live"),
     "publishing without a look at the base": (no_base_check, "made on another"),
     "a proof that counts and does not compare": (no_content, "what the source never held"),
+    "a compaction that loses a row, and nobody looks": (lossy_compaction, "compaction changed a row"),
     "a NULL that hides its row from the fingerprint": (no_nulls, "what the source never held|main differs"),
     "what a dead task left is not decided": (no_healing, "own other files|quiet times"),
 }
