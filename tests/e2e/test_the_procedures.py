@@ -142,7 +142,9 @@ def test_a_table_that_was_rolled_back_is_filled_again(desk: Desk) -> None:
 @pytest.mark.parametrize("name", [name for name in procedures() if Path(name).stem not in TOLD])
 def test_every_block_succeeds(name: str, desk: Desk) -> None:
     blocks = [block for block in blocks_of(name) if block not in RAN]
-    said = desk.shell.check(*blocks)
-    RAN.update(blocks)
     if name.endswith("consistency"):
-        assert f"{TABLE}: 0 of " in said
+        desk.shell.check("make run")  # other tables have not followed what was inserted here
+        assert f"{TABLE}: 0 of " in desk.shell.check(*blocks)
+    else:
+        desk.shell.check(*blocks)
+    RAN.update(blocks)
