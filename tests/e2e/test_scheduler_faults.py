@@ -99,7 +99,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def told(airflow: dict[str, str], state: Path) -> Iterator[Story]:
     """Unpause the DAG; trades are loaded where no test before has."""
-    made = Story(airflow)
+    made = Story(airflow, state)
     if made.loader(Query(f"SELECT count() FROM k2.{BINANCE}", {})) == [(0,)]:
         run_stack(state, "load")
 
