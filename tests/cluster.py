@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,19 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from tests.processes import await_true, stopped_children
+from tests.processes import await_true, free_port, stopped_children
 
 WORKERS = 2
 _CLASSES = "org.apache.spark.deploy"
 # Everything by which an executor could find the code or the services without being given them.
 _HIDDEN = ("PYTHONPATH", "SPARK_CONF_DIR", "PYTHONHOME", "VIRTUAL_ENV")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,6 +121,13 @@ def stopped_children(pid: int) -> Iterator[int]:
         for child in psutil.Process(pid).children(recursive=True):
             if is_stopped(child.pid):
                 yield child.pid
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def await_true(is_so: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Collection, Iterator
@@ -17,17 +16,11 @@ from urllib.request import urlopen
 
 import yaml
 
+from tests.processes import free_port
 from tests.watch import MONITORING, RULES, shorten
 
 FACTOR = 100  # an hour is 36 seconds
 Alert = tuple[str, str]
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

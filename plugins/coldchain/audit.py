@@ -206,9 +206,8 @@ def _rows_that_differ(services: Services, spec: TableSpec, segment: Segment, wit
     time_us = f"toUnixTimestamp64Micro({quote(spec.event_time)})"
     for relation in relation_of(columns, segment.paths):
         condition = f"{time_us} >= {within.start_us} AND {time_us} < {within.end_us}"
-        theirs |= {
-            (*key, hash_) for key, hash_ in query_chdb(Query(f"SELECT {row} FROM {relation} WHERE {condition}", {}))
-        }
+        query = Query(f"SELECT {row} FROM {relation} WHERE {condition}", {})
+        theirs |= {(*key, hash_) for key, hash_ in query_chdb(query, spec.name, services.lake.storage)}
     return describe(spec.key, ours, theirs)
 
 

@@ -7,7 +7,9 @@
 | `coldchain_clickhouse_validator` | the same with the validator's user, for the check `balance`                       |
 | `coldchain_postgres`             | the ledger's database and its runtime role; extra `sslmode`, `sslrootcert`        |
 | `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
-| `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`               |
+| `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`, and on an    |
+|                                  | object store `s3.endpoint`, `s3.region`, `s3.access-key-id`,                      |
+|                                  | `s3.secret-access-key`                                                            |
 | `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process,|
 |                                  | and what a cluster needs: `jobs`, `py_files`, `archives`, `conf`                  |
 | `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
@@ -127,6 +129,7 @@ def settings() -> Settings:
         ledger_uri=_uri(postgres),
         catalog_uri=_uri(iceberg),
         warehouse=warehouse,
+        storage={name: str(value) for name, value in iceberg.extra_dejson.items() if name.startswith("s3.")},
         **_loads(CLICKHOUSE, clickhouse),
     )
 

@@ -187,6 +187,11 @@ class Lake:
             except (IntegrityError, ProgrammingError):  # two first users made its tables at the same moment
                 return load_catalog(CATALOG_NAME, **self._properties)
 
+    @property
+    def storage(self) -> dict[str, str]:
+        """Properties of the object store that the warehouse is on; empty for a folder."""
+        return {name: value for name, value in self._properties.items() if name.startswith("s3.")}
+
     def load(self, target: str) -> Table | None:
         """Load a table, or None where the catalog has none of that name."""
         with _reading(target):

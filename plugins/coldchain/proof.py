@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyiceberg.table import Table
@@ -28,6 +28,7 @@ from coldchain.source import Client, check_hash_vector
 
 log = logging.getLogger(__name__)
 
+S3 = "s3://"
 # path -> bucket start -> fingerprint
 Found = dict[str, dict[int, Fingerprint]]
 
@@ -49,7 +50,7 @@ def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summar
             f"{fingerprint.version(columns)}: clear the table's offload task"
         )
     prove_content(turn, stage, table, columns)
-    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000)
+    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000, turn.lake.storage)
     return _judge(turn, stage, results)
 
 
@@ -65,7 +66,7 @@ def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Colu
     _prove_files(turn, stage, table)
     paths = [path for segment in stage.segments for path in segment.paths]
     check_hash_vector(query_chdb, "chdb")
-    found = read_files(turn.spec, columns, paths, _grid_us(stage.segments))
+    found = read_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage)
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
@@ -161,19 +162,21 @@ def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
     )
 
 
-def read_files(spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int) -> Found:
+def read_files(
+    spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int, storage: Mapping[str, str]
+) -> Found:
     """Fingerprint Parquet files by path and bucket with chdb; ProofFailed where text is not valid UTF-8."""
     found: Found = defaultdict(dict)
     for relation in relation_of(columns, paths):
         query = fingerprint.file_buckets(spec, columns, relation, grid_us)
-        for path, start, rows, hash_, unhashed, invalid in query_chdb(query, spec.name):
+        for path, start, rows, hash_, unhashed, invalid in query_chdb(query, spec.name, storage):
             if int(unhashed) or int(invalid):
                 raise ProofFailed(
                     f"table={spec.name} bucket={format_us(int(start))}: {invalid} rows hold text that is not valid "
                     f"UTF-8 and {unhashed} have no hash; Iceberg's readers would break on them: clean the source, "
                     "or hold the column as binary (types in the registry)"
                 )
-            found[normalised(path)][int(start)] = Fingerprint(int(rows), int(hash_))
+            found[_spelt(path, relation)][int(start)] = Fingerprint(int(rows), int(hash_))
     return found
 
 
@@ -181,17 +184,42 @@ def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
     """Name the files to ClickHouse, a relation per folder: its patterns don't cross a slash."""
     folders: dict[str, list[str]] = defaultdict(list)
     for path in map(normalised, paths):
-        if not path.startswith("/") or set(path) & set("{}*?[]'\\,"):
-            raise Permanent(f"can't prove {path}: a warehouse path must be absolute, without any of {{}}*?[]'\\,")
+        if not path.startswith(("/", S3)) or set(path) & set("{}*?[]'\\,"):
+            raise Permanent(
+                f"can't prove {path}: a warehouse must be an absolute path or s3://bucket/path, without any of "
+                "{}*?[]'\\,"
+            )
         folder, _, name = path.rpartition("/")
         folders[folder].append(name)
     declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
     patterns = (f"{f}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}" for f, names in folders.items())
-    return [f"file('{pattern}', Parquet, '{declared}')" for pattern in patterns]
+    return [
+        f"s3(concat({{s3_endpoint:String}}, '/{pattern.removeprefix(S3)}'), {{s3_key:String}}, {{s3_secret:String}}, "
+        f"Parquet, '{declared}')"
+        if pattern.startswith(S3)
+        else f"file('{pattern}', Parquet, '{declared}')"
+        for pattern in patterns
+    ]
+
+
+def _spelt(path: str, relation: str) -> str:
+    """Spell `_path` as a manifest does: of an object the server gives bucket and key."""
+    return f"{S3}{path}" if relation.startswith("s3(") else normalised(path)
+
+
+def storage_parameters(storage: Mapping[str, str]) -> dict[str, str]:
+    """Return what a relation on an object store is bound to; the keys are in no text of a query."""
+    names = {"s3_endpoint": "s3.endpoint", "s3_key": "s3.access-key-id", "s3_secret": "s3.secret-access-key"}
+    return {name: storage[property_].rstrip("/") for name, property_ in names.items() if property_ in storage}
 
 
 def check_quality(
-    spec: TableSpec, columns: Sequence[Column], segments: Sequence[StagedSegment], client: Client | None, now_us: int
+    spec: TableSpec,
+    columns: Sequence[Column],
+    segments: Sequence[StagedSegment],
+    client: Client | None,
+    now_us: int,
+    storage: Mapping[str, str],
 ) -> list[Result]:
     """Run the registry's checks over every staged window, and return what they found.
 
@@ -201,26 +229,30 @@ def check_quality(
         segments: what was staged.
         client: asks ClickHouse for the other side of `balance`; without one that check is left out.
         now_us: windows that are older than `balance` reaches are left out.
+        storage: pyiceberg's properties of the object store that the files are on.
     """
     results = list(checks.row_bounds(spec, ((segment.window, segment.fingerprint.rows) for segment in segments)))
     for segment in segments:
-        results += _count_rows(spec, columns, segment)
-        results += _count_falls(spec, columns, segment)
+        results += _count_rows(spec, columns, segment, storage)
+        results += _count_falls(spec, columns, segment, storage)
         wanted = spec.checks.get("balance")
         if wanted and client is not None and segment.window.start_us >= now_us - duration_us(wanted["within"]):
             ((upstream,),) = client(checks.upstream_sum(spec, segment.window))
-            results.append(checks.balance_result(spec, segment.window, _staged_sum(spec, columns, segment), upstream))
+            staged = _staged_sum(spec, columns, segment, storage)
+            results.append(checks.balance_result(spec, segment.window, staged, upstream))
     return results
 
 
-def _count_rows(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> list[Result]:
+def _count_rows(
+    spec: TableSpec, columns: Sequence[Column], segment: StagedSegment, storage: Mapping[str, str]
+) -> list[Result]:
     counters = checks.row_counters(spec)
     broken = [0] * len(counters)
     for path in segment.paths if counters else ():
         (relation,) = relation_of(columns, [path])
         values = {name: value for counter in counters for name, value in counter.parameters.items()}
         counts = comma(counter.expression for counter in counters)
-        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name)
+        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name, storage)
         broken = [before + int(count) for before, count in zip(broken, found, strict=True)]
     return [
         Result(counter.kind, counter.name, segment.window, count, checks.is_blocking(spec, counter.kind))
@@ -228,21 +260,23 @@ def _count_rows(spec: TableSpec, columns: Sequence[Column], segment: StagedSegme
     ]
 
 
-def _count_falls(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> list[Result]:
+def _count_falls(
+    spec: TableSpec, columns: Sequence[Column], segment: StagedSegment, storage: Mapping[str, str]
+) -> list[Result]:
     if "monotonic" not in spec.checks or not segment.paths:
         return []
     query = checks.falls(spec, _all_files(columns, segment))
     assert query is not None
-    ((broken,),) = query_chdb(query, spec.name)
+    ((broken,),) = query_chdb(query, spec.name, storage)
     blocks = checks.is_blocking(spec, "monotonic")
     return [Result("monotonic", checks.monotonic_name(spec), segment.window, int(broken), blocks)]
 
 
-def _staged_sum(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment) -> str:
+def _staged_sum(spec: TableSpec, columns: Sequence[Column], segment: StagedSegment, storage: Mapping[str, str]) -> str:
     if not segment.paths:
         return "0"
     relation = _all_files(columns, segment)
-    ((value,),) = query_chdb(Query(f"SELECT {checks.staged_sum(spec)} FROM {relation}", {}), spec.name)
+    ((value,),) = query_chdb(Query(f"SELECT {checks.staged_sum(spec)} FROM {relation}", {}), spec.name, storage)
     return str(value)
 
 
@@ -251,11 +285,11 @@ def _all_files(columns: Sequence[Column], segment: StagedSegment) -> str:
     return f"({' UNION ALL '.join(parts)})"
 
 
-def query_chdb(query: Query, table: str = "") -> list[tuple[Any, ...]]:
+def query_chdb(query: Query, table: str = "", storage: Mapping[str, str] | None = None) -> list[tuple[Any, ...]]:
     """Run a query in chdb, in this process; ProofFailed names the table whose files can't be read."""
     import chdb
 
-    parameters = {name: render(value) for name, value in query.parameters.items()}
+    parameters = {name: render(value) for name, value in query.parameters.items()} | storage_parameters(storage or {})
     settings = "output_format_json_quote_64bit_integers=0, input_format_parquet_use_native_reader_v3=1"
     try:
         body = chdb.query(f"{query.text} SETTINGS {settings}", "JSONCompact", params=parameters).bytes()

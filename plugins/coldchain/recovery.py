@@ -142,7 +142,7 @@ def _stage(
     columns = columns_of(table)
     grid_us = comparison_grid_us(turn.spec.grid_us, [], [owned.window for owned in found])
     paths = [path for owned in found for path in owned.paths]
-    parts = read_files(turn.spec, columns, paths, grid_us)
+    parts = read_files(turn.spec, columns, paths, grid_us, turn.lake.storage)
     sizes = {path: file.file_size_in_bytes for path, file in live_files(table, head_of(table)).items()}
     staged = []
     for owned in found:

@@ -102,7 +102,7 @@ def read_published(services: Services, spec: TableSpec, segments: Sequence[Segme
             columns = from_json(versions[version])
         else:
             columns = columns_of(services.lake.require(spec.target))
-        found |= read_files(spec, columns, paths, grid_us)
+        found |= read_files(spec, columns, paths, grid_us, services.lake.storage)
     return found
 
 

@@ -21,6 +21,8 @@ SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
 _NAMES = ("CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "LEDGER_URI", "CATALOG_URI", "WAREHOUSE")
 _CA = "COLDCHAIN_CLICKHOUSE_CA"
 LOADS = ("max_queries", "max_threads", "priority")
+_STORAGE = "COLDCHAIN_STORAGE"
+STORAGE = ("s3.endpoint", "s3.region", "s3.access-key-id", "s3.secret-access-key")
 
 
 def refuse_in_production(unfit: Iterable[str]) -> None:
@@ -46,6 +48,8 @@ class Settings:
     `clickhouse_ca` is a file of the authorities that ClickHouse's certificate is verified by; the system's without one.
     PostgreSQL's stand in the URIs (`sslmode=verify-full&sslrootcert=...`).
 
+    `storage` holds pyiceberg's properties of an object store that the warehouse is on, all four of STORAGE.
+
     What one job may ask of ClickHouse, 0 for no word of ours: `max_queries` at once (on executors then as many as the
     driver's machine has cores), `max_threads` of each and its `priority` (1 is the highest; the server's own settings).
     """
@@ -60,18 +64,25 @@ class Settings:
     max_queries: int = 0
     max_threads: int = 0
     priority: int = 0
+    storage: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
 
         Raises:
-            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it; a load below 0.
+            Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it; a load below 0;
+                the storage of the warehouse is not as described.
         """
+        if self.storage and (odd := sorted(set(STORAGE) ^ self.storage.keys())):
+            word = "is missing in" if odd[0] in STORAGE else "is not allowed in"
+            raise Permanent(f"{odd[0]} {word} the storage of warehouse={self.warehouse}: write {', '.join(STORAGE)}")
         for name in LOADS:
             if getattr(self, name) < 0:
                 raise Permanent(f"{name}={getattr(self, name)} must be 0, for no limit of ours, or more")
         uris = {"connection coldchain_postgres": self.ledger_uri, "connection coldchain_iceberg": self.catalog_uri}
-        refuse_in_production(refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse))
+        refuse_in_production(
+            refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse, self.storage)
+        )
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads."""
@@ -83,6 +94,7 @@ class Settings:
             "COLDCHAIN_CATALOG_URI": self.catalog_uri,
             "COLDCHAIN_WAREHOUSE": self.warehouse,
             **({_CA: self.clickhouse_ca} if self.clickhouse_ca else {}),
+            **({_STORAGE: json.dumps(self.storage)} if self.storage else {}),
             **{_variable(name): str(getattr(self, name)) for name in LOADS if getattr(self, name)},
         }
 
@@ -99,7 +111,12 @@ class Settings:
         if missing:
             raise Permanent(f"{', '.join(missing)} not set: source the env file that `make up` wrote")
         loads = {name: whole(_variable(name), environment.get(_variable(name), 0)) for name in LOADS}
-        return cls(*(environment[f"COLDCHAIN_{name}"] for name in _NAMES), environment.get(_CA, ""), **loads)
+        return cls(
+            *(environment[f"COLDCHAIN_{name}"] for name in _NAMES),
+            environment.get(_CA, ""),
+            **loads,
+            storage=_texts(_STORAGE, environment.get(_STORAGE, "{}")),
+        )
 
     @property
     def query_settings(self) -> dict[str, int]:
@@ -109,7 +126,8 @@ class Settings:
     @property
     def catalog_properties(self) -> dict[str, str]:
         """Properties for pyiceberg's `load_catalog`."""
-        return {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
+        sql = {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
+        return {**sql, **self.storage}
 
 
 def whole(name: str, value: object) -> int:
@@ -117,6 +135,17 @@ def whole(name: str, value: object) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", str(value)):
         raise Permanent(f"{name}={value!r} must be a whole number from 0")
     return int(str(value))
+
+
+def _texts(name: str, value: str) -> dict[str, str]:
+    """Read a JSON object of texts; what is wrong with it is said without its content."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise Permanent(f"{name} must be a JSON object of texts")
+    return found
 
 
 def _variable(load: str) -> str:

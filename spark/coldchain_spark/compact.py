@@ -28,7 +28,7 @@ from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.lake import Lake
 from coldchain.maintenance import batches_of, leased
-from coldchain.proof import prove_content, relation_of
+from coldchain.proof import prove_content, relation_of, storage_parameters
 from coldchain.protocol import Turn, republish
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
@@ -249,8 +249,9 @@ def _rewrite(job: StreamJob, part: Rewrite, path: Path) -> None:
         f"WHERE {within.text} ORDER BY {comma(quote(name) for name in job.spec.sort_order)} "
         f"SETTINGS {wanted}"
     )
+    values = {name: render(value) for name, value in within.parameters.items()}
     with _ONE_AT_A_TIME:
-        chdb.query(text, params={name: render(value) for name, value in within.parameters.items()})  # type: ignore[no-untyped-call]
+        chdb.query(text, params=values | storage_parameters(job.settings.storage))  # type: ignore[no-untyped-call]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -113,7 +113,7 @@ def fingerprint(run: Run) -> None:
     began = time.monotonic()
     from coldchain import proof
 
-    proof.read_files(run.spec, columns, paths, stage.segments[0].grid_us)
+    proof.read_files(run.spec, columns, paths, stage.segments[0].grid_us, {})
     print(time.monotonic() - began)
 
 

@@ -35,7 +35,8 @@ from coldchain.registry import load_registry
 from coldchain.ui import app as page
 from monitoring.grafana import dashboards
 from tests.lab import Lab, yesterday
-from tests.prometheus import Prometheus, free_port, scraping, serving
+from tests.processes import free_port
+from tests.prometheus import Prometheus, scraping, serving
 from tests.watch import MONITORING, Shell, alerts, blocks_of, needs_alertmanager, needs_prometheus
 
 pytestmark = [needs_prometheus, pytest.mark.timeout(600)]

@@ -594,7 +594,7 @@ class World(Promises):
             self.broken.append(Violation(f"{path} is deleted while main reaches it"))
         self.files.pop(path, None)
 
-    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int) -> proof.Found:
+    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any) -> proof.Found:
         """Fingerprint files, as chdb does for the proof."""
         self.processes.pause("proof.read")
         return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}

@@ -13,7 +13,9 @@ _DEFAULTS = frozenset({"password", "changeme", "clickhouse", "postgres", "coldch
 _VERIFIED = ("verify-full", "verify-ca")
 
 
-def refusals(clickhouse_url: str, clickhouse_password: str, uris: dict[str, str], warehouse: str) -> Iterator[str]:
+def refusals(
+    clickhouse_url: str, clickhouse_password: str, uris: dict[str, str], warehouse: str, storage: Mapping[str, str]
+) -> Iterator[str]:
     """Say, a sentence each and without any secret, what production does not allow.
 
     Args:
@@ -21,6 +23,7 @@ def refusals(clickhouse_url: str, clickhouse_password: str, uris: dict[str, str]
         clickhouse_password: its user's.
         uris: of PostgreSQL databases, by what names them.
         warehouse: the Iceberg warehouse.
+        storage: pyiceberg's properties of the object store that it is on.
     """
     if urlsplit(clickhouse_url).scheme != "https":
         yield "connection coldchain_clickhouse is not secure: allowed is TLS only, by extra secure and its port"
@@ -29,6 +32,9 @@ def refusals(clickhouse_url: str, clickhouse_password: str, uris: dict[str, str]
         yield from of_postgres(name, uri)
     if "://" not in warehouse or warehouse.startswith("file:"):
         yield f"warehouse={warehouse} lies on one machine's disk: allowed is object storage, such as s3://bucket/path"
+    if not storage.get("s3.endpoint", "https://").startswith("https://"):
+        yield "s3.endpoint of connection coldchain_iceberg is in plain text: allowed are addresses that begin with https://"
+    yield from of_password("s3.secret-access-key", storage.get("s3.secret-access-key", "-" * SHORTEST))
 
 
 def of_postgres(name: str, uri: str) -> Iterator[str]:
