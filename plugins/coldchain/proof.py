@@ -193,13 +193,17 @@ def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
         folders[folder].append(name)
     declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
     patterns = (f"{f}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}" for f, names in folders.items())
-    return [
-        f"s3(concat({{s3_endpoint:String}}, '/{pattern.removeprefix(S3)}'), {{s3_key:String}}, {{s3_secret:String}}, "
-        f"Parquet, '{declared}')"
-        if pattern.startswith(S3)
-        else f"file('{pattern}', Parquet, '{declared}')"
-        for pattern in patterns
-    ]
+    relations = []
+    for pattern in patterns:
+        if pattern.startswith(S3):
+            key = pattern.removeprefix(S3)
+            relations.append(
+                f"s3(concat({{s3_endpoint:String}}, '/{key}'), {{s3_key:String}}, {{s3_secret:String}}, Parquet, "
+                f"'{declared}')"
+            )
+        else:
+            relations.append(f"file('{pattern}', Parquet, '{declared}')")
+    return relations
 
 
 def _spelt(path: str, relation: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,9 @@ FIT = Settings(
     ledger_uri=f"postgresql+psycopg2://coldchain:{SECRET}@pg/coldchain?sslmode=verify-full",
     catalog_uri=f"postgresql+psycopg2://iceberg:{SECRET}@pg/iceberg?sslmode=verify-ca",
     warehouse="s3://cold/warehouse",
-)
+    storage={"s3.endpoint": "https://s3:9000", "s3.region": "eu-west-1", "s3.access-key-id": "key",
+             "s3.secret-access-key": SECRET},
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +36,29 @@ def production(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_fit_starts() -> None:
     assert replace(FIT) == FIT
     assert Settings.from_environment(FIT.to_environment()) == FIT
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        (
+            {"s3.endpoint": "https://s3"},
+            "s3.access-key-id is missing in the storage of warehouse=",
+        ),
+        ({**FIT.storage, "s3.session-token": SECRET}, "s3.session-token is not allowed in the storage of warehouse="),
+    ],
+)
+def test_a_storage_is_all_or_nothing(storage: dict[str, str], words: str) -> None:
+    with pytest.raises(Permanent, match=words) as refused:
+        replace(FIT, storage=storage)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [f'{{"s3.secret-access-key": "{SECRET}"', f'["{SECRET}"]', '{"s3.region": 1}'])
+def test_a_storage_that_is_no_object_is_said_without_its_content(text: str) -> None:
+    with pytest.raises(Permanent, match="COLDCHAIN_STORAGE must be a JSON object of texts") as refused:
+        Settings.from_environment({**FIT.to_environment(), "COLDCHAIN_STORAGE": text})
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +74,13 @@ def test_what_is_fit_starts() -> None:
         ({"ledger_uri": f"postgresql:///c?host=pg&user=c&password={SECRET}"}, "coldchain_postgres has sslmode=none"),
         ({"ledger_uri": f"postgresql://c:{SECRET}@pg/c?sslmode=disable&sslmode=verify-full"}, "sslmode=disable"),
         ({"ledger_uri": "postgresql://pg/c?sslmode=verify-full&password=postgres"}, "password of connection cold"),
+        ({"storage": {**FIT.storage, "s3.endpoint": "http://s3:9000"}}, "s3.endpoint of connection coldchain_ice"),
+        ({"storage": {**FIT.storage, "s3.secret-access-key": "minio"}}, "password of s3.secret-access-key is empty, a"),
         ({"warehouse": "file:///data"}, "warehouse=file:///data lies on one machine's disk"),
         ({"warehouse": "/data"}, "warehouse=/data lies on one machine's disk: allowed is object storage"),
     ],
 )  # fmt: skip
-def test_what_is_not_fit_is_named(changes: dict[str, str], words: str) -> None:
+def test_what_is_not_fit_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(Permanent, match=r"^COLDCHAIN_PROFILE=production refuses to start: [^;]*$") as refused:
         replace(FIT, **changes)
     assert words in str(refused.value)

@@ -33,6 +33,7 @@ REVIEWED = {
     ("core/fingerprint.py", "file_buckets", "relation"): PATHS,
     ("core/fingerprint.py", "file_buckets", "invalid"): "core/canonical.py: conditions over quoted names",
     ("proof.py", "relation_of", "pattern"): PATHS,
+    ("proof.py", "relation_of", "key"): PATHS,
     ("proof.py", "relation_of", "declared"): "types of canonical columns, escaped",
     ("views.py", "view_text", "kind"): "a type of the source, as its own server writes it",
     ("views.py", "_restored", "kind"): "the same",
