@@ -22,14 +22,16 @@ import pytest
 from pyiceberg.catalog import load_catalog
 
 from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.request import Request
 from coldchain.core.sql import Query
+from coldchain.core.windows import Window, to_us
 from coldchain.lake import head_of, live_files
 from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
-from tests.lab import append_foreign
+from tests.lab import Steps, append_foreign
 
 ROOT = Path(__file__).parents[2]
 DAG = "coldchain_offload"
@@ -377,10 +379,20 @@ def test_8d_a_dag_that_follows_silver_reads_what_was_published(story: Story) -> 
 
 def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Story) -> None:
     """Unpausing runs the last night's; before, a dry run on the command line says what it would do."""
-    dag, asked, target = "coldchain_maintenance", ["gold_ohlcv_5m"], "cold.gold_ohlcv_5m"
-    heads, files = story.heads(), story.files(target)
+    dag, asked = "coldchain_maintenance", [KRAKEN]
+    (spec,) = (spec for spec in TABLES if spec.name == KRAKEN)
+    day, hours, steps = story.oldest_day() - timedelta(days=1), range(6), Steps(story.environment, spec)
+    for hour in hours:  # small files of a closed day
+        start = day + timedelta(hours=hour)
+        story.execute(
+            f"INSERT INTO {spec.source} SELECT * REPLACE (toDateTime64('{start:%Y-%m-%d %H:%M:%S}', 6, 'UTC') AS "
+            f"exchange_timestamp, {900_005_000 + hour} AS sequence_number) FROM {spec.source} LIMIT 1"
+        )
+        steps.run(Request(Window(to_us(start), to_us(start + timedelta(hours=1))), None), run_key=f"test/{hour}")
+    story.trigger()
+    heads, files = story.heads(), story.files(spec.target)
     said = story.cli("dags", "test", dag, "--conf", json.dumps({"tables": asked, "dry_run": True}))
-    assert re.search(r"gold_ohlcv_5m: .*: [0-9]+ files of [0-9]+ segments", said), said
+    assert re.search(rf"{KRAKEN}: .*: [0-9]+ files of [0-9]+ segments", said), said
     assert story.heads() == heads
     story.api.patch(f"/dags/{dag}", {"is_paused": False})
     deadline = time.monotonic() + 240
@@ -388,7 +400,7 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
         assert time.monotonic() < deadline, "unpausing starts the run of the last complete interval"
         time.sleep(0.5)
     assert story.wait([runs[0]["dag_run_id"]], dag=dag) == ["success"]
-    assert story.files(target) <= files - 4
+    assert story.files(spec.target) <= files - 4
     heads = story.heads()
     run_id = story.api.trigger(dag, {"tables": asked})
     assert story.wait([run_id], dag=dag) == ["success"]
