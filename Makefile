@@ -6,7 +6,6 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-export START END TABLES MODE ALLOW_SHRINK ROWS FOLLOW ACTION TABLE DAYS DRY_RUN SEGMENTS REASON APPLY FORMAT ENGINE
 
 .PHONY: help
 help: ## This list

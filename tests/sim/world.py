@@ -564,8 +564,7 @@ class World(Promises):
         else:
             with self._releasing(turn, stage.token):
                 protocol.publish(turn, stage, work)
-        if work.complaint:
-            raise Incomplete(work.complaint)
+        work.check_whole()
 
     def limit_slices(self, rows: int, cores: int) -> int:
         """Return how many rows a slice holds."""

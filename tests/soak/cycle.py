@@ -58,3 +58,4 @@ def _tasks(spec: TableSpec, settings: Settings, run_key: str, asked: Request) ->
         protocol.publish(turn, stage, reading.work)
     else:
         protocol.finish_idle(turn)
+    reading.work.check_whole()

@@ -1,6 +1,8 @@
 """What the commands take and say."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,16 @@ def test_every_promised_target_exists_and_is_explained() -> None:
         "help", "demo", "up", "down", "run", "status", "verify", "logs", "clean", "test", "test-fast", "bench", "lint",
         "requirements",
     } <= explained  # fmt: skip
+
+
+def test_a_parameter_reaches_a_command_only_where_it_is_given() -> None:
+    """An empty TABLE passed on would turn `TABLE=...` in the shell of `make test` into one that every command gets."""
+    done = subprocess.run(
+        ["make", "--eval=shown: ; @env", "shown", "REASON=a b"],
+        cwd=CLONE, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "REASON=a b" in done.stdout.splitlines()
+    assert not re.search(r"^(TABLE|TABLES|APPLY|START)=", done.stdout, re.MULTILINE)
 
 
 def test_requirements_are_pinned_and_the_two_pysparks_are_one_version() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coldchain.core.errors import Permanent
+from coldchain.core.errors import Incomplete, Permanent
 from coldchain.core.fingerprint import Fingerprint, total
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us
@@ -41,6 +41,11 @@ class Work:
     def rows(self) -> int:
         """Rows that were to be moved when it was planned."""
         return sum(fingerprint.rows for _, fingerprint in self.windows)
+
+    def check_whole(self) -> None:
+        """Fail, once the rest is published, with Incomplete for what a person must look at."""
+        if self.complaint:
+            raise Incomplete(self.complaint)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data; hashes as text, for JSON numbers are not exact beyond 2^53."""

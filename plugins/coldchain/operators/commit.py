@@ -6,8 +6,6 @@ from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
 
-from coldchain.core.errors import Incomplete
-from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import format_us
 from coldchain.failures import as_airflow_failures, releasing
@@ -41,7 +39,7 @@ class WatermarkCommitOperator(BaseOperator):
                 self.log.info("%s: everything is published already", self.spec.name)
                 protocol.finish_idle(turn)
                 views.keep(self.spec, turn.ledger, connections.views)
-                self._complain(work)
+                work.check_whole()
                 notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
                 return
         with as_airflow_failures(context), releasing(context, turn, stage.token):
@@ -52,10 +50,5 @@ class WatermarkCommitOperator(BaseOperator):
                           len(stage.segments), until)  # fmt: skip
             context["outlet_events"][self.asset].extra = stage.to_event()
             views.keep(self.spec, turn.ledger, connections.views)
-            self._complain(work)
+            work.check_whole()
             notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders)
-
-    def _complain(self, work: Work) -> None:
-        """Fail for what a person must look at, now that the rest is published."""
-        if work.complaint:
-            raise Incomplete(work.complaint)
