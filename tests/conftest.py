@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / "build" / "airflow-home"))
 
 from tests.lab import Lab
+from tests.processes import run_stack
 
 pytest_plugins = ("tests.fault_matrix",)
 
@@ -29,14 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
-
-
-def _stack(state: Path, verb: str) -> None:
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "stack", verb], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, f"stack {verb} failed:\n{done.stdout}\n{done.stderr}"
 
 
 def read_environment(state: Path) -> dict[str, str]:
@@ -56,20 +47,20 @@ def state() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            _stack(Path(folder), "down")
+            run_stack(Path(folder), "down")
 
 
 @pytest.fixture(scope="session")
 def environment(state: Path) -> dict[str, str]:
     """Start PostgreSQL and ClickHouse, and return the variables of the stack's env file."""
-    _stack(state, "services")
+    run_stack(state, "services")
     return read_environment(state)
 
 
 @pytest.fixture(scope="session")
 def airflow(state: Path) -> dict[str, str]:
     """Start Airflow as well, and return the variables of the stack's env file."""
-    _stack(state, "up")
+    run_stack(state, "up")
     return read_environment(state)
 
 

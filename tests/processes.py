@@ -108,6 +108,17 @@ class StepProcess:
         return subprocess.CompletedProcess([self.verb], self._process.exitcode, output, self.stderr)
 
 
+def run_stack(state: Path, verb: str, *, code: int | None = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the stack on a state folder; its exit code must be this one, None for any."""
+    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [sys.executable, "-m", "stack", verb],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert code in (None, done.returncode), f"stack {verb} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is frozen."""
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,10 +1,7 @@
-"""The running stack as a person at a shell has it, its trades loaded; for runbooks, and whatever comes last."""
+"""The running stack with its trades, for every test through Airflow; and as a person at a shell has it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +9,35 @@ import pytest
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.sql import Query
 from coldchain.settings import Settings
+from stack.airflow_api import AirflowApi
+from stack.follow import DAG_ID, await_dag
 from stack.state import Stack, find_state
-from tests.watch import ROOT, Shell
+from tests.processes import run_stack
+from tests.watch import Shell
 
 TABLE = "bronze_trades_kraken"
 
 
-@pytest.fixture(scope="module")
-def shell(airflow: dict[str, str], state: Path) -> Shell:
-    """A person's shell on the stack, whose trades are loaded where no test before has."""
-    settings = Settings.from_environment(airflow)
-    source = HttpClickHouse.of(settings)
+@pytest.fixture(scope="session")
+def trades(airflow: dict[str, str], state: Path) -> dict[str, str]:
+    """Load the shipped trades, where nobody has, into the running stack whose variables are returned."""
+    source = HttpClickHouse.of(Settings.from_environment(airflow))
     if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
-        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
+        run_stack(state, "load")
+    return airflow
+
+
+@pytest.fixture(scope="session")
+def api(trades: dict[str, str]) -> AirflowApi:
+    """Airflow's API, once Airflow knows the offload."""
+    made = AirflowApi(trades["AIRFLOW_URL"], trades["AIRFLOW_USER"], trades["AIRFLOW_PASSWORD"])
+    await_dag(made, DAG_ID)
+    return made
+
+
+@pytest.fixture(scope="module")
+def shell(trades: dict[str, str], state: Path) -> Shell:
+    """A person's shell on the stack."""
     return Shell(state, TABLE)
 
 

@@ -24,7 +24,8 @@ from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from coldchain.store.ledger import Attempt
 from coldchain.store.postgres import PostgresLedger
-from stack.airflow_api import AirflowApi, ApiError
+from stack.airflow_api import AirflowApi
+from stack.follow import await_dag
 from tests.bad_input import PARAMS, Params
 
 DAG = "coldchain_offload"
@@ -92,14 +93,8 @@ class Doors:
 def doors(airflow: dict[str, str]) -> Iterator[Doors]:
     """Unpause the DAG: a run of a paused one would wait for ever, and refuse nothing."""
     made = Doors(airflow)
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            made.api.patch(f"/dags/{DAG}", {"is_paused": False})
-            break
-        except ApiError:
-            assert time.monotonic() < deadline, "the DAG was not parsed"
-            time.sleep(1)
+    await_dag(made.api, DAG)
+    made.api.patch(f"/dags/{DAG}", {"is_paused": False})
     yield made
     made.api.patch(f"/dags/{DAG}", {"is_paused": True})
     made.ledger.close()

@@ -162,22 +162,12 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(airflow: dict[str, str], state: Path) -> Iterator[Story]:
-    """Load the shipped trades and unpause the DAG."""
-    command = [sys.executable, "-m", "stack", "load"]
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
-    told = Story(airflow, state)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            told.api.patch(f"/dags/{DAG}", {"is_paused": False})
-            break
-        except ApiError:
-            assert time.monotonic() < deadline, "the DAG was not parsed"
-            time.sleep(1)
+def story(trades: dict[str, str], state: Path, api: AirflowApi) -> Iterator[Story]:
+    """Unpause the DAG."""
+    told = Story(trades, state)
+    api.patch(f"/dags/{DAG}", {"is_paused": False})
     yield told
-    told.api.patch(f"/dags/{DAG}", {"is_paused": True})
+    api.patch(f"/dags/{DAG}", {"is_paused": True})
     told.ledger.close()
 
 

@@ -5,10 +5,7 @@ Each test offloads one more late row of Binance's while something dies, and a re
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,13 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coldchain.core.sql import Query
 from stack import process
-from stack.airflow_api import ApiError
+from stack.airflow_api import AirflowApi, ApiError
 from stack.state import Stack, find_state
 from tests.comparer import compare, connect_clickhouse
-from tests.e2e.test_scheduler import BINANCE, DAG, ENDED, ROOT, TABLES, Story, wait_for_backfill
-from tests.processes import await_true
+from tests.e2e.test_scheduler import BINANCE, DAG, ENDED, TABLES, Story, wait_for_backfill
+from tests.processes import await_true, run_stack
 from tests.reader import Reader, reading
 
 OFFLOAD = f"bronze.{BINANCE}.offload"
@@ -97,24 +93,15 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def told(airflow: dict[str, str], state: Path) -> Iterator[Story]:
-    """Unpause the DAG; trades are loaded where no test before has."""
-    made = Story(airflow, state)
-    if made.loader(Query(f"SELECT count() FROM k2.{BINANCE}", {})) == [(0,)]:
-        run_stack(state, "load")
-
-    def unpause() -> bool:
-        with suppress(ApiError):
-            made.api.patch(f"/dags/{DAG}", {"is_paused": False})
-            return True
-        return False
-
-    await_true(unpause, "the DAG to be parsed")
+def told(trades: dict[str, str], state: Path, api: AirflowApi) -> Iterator[Story]:
+    """Unpause the DAG."""
+    made = Story(trades, state)
+    api.patch(f"/dags/{DAG}", {"is_paused": False})
     # Whatever tests before have left in days that no run without dates looks at.
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     made.trigger(tables=[BINANCE], start=made.oldest_day().isoformat(), end=(today + timedelta(days=1)).isoformat())
     yield made
-    made.api.patch(f"/dags/{DAG}", {"is_paused": True})
+    api.patch(f"/dags/{DAG}", {"is_paused": True})
     made.ledger.close()
 
 
@@ -132,13 +119,6 @@ def scene(told: Story, state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             with suppress(psutil.Error):
                 each.kill()
     run_stack(state, "up")
-
-
-def run_stack(state: Path, verb: str) -> None:
-    """Run a command of the stack; `up` starts what does not run."""
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "stack", verb]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240)
 
 
 def worker_of(driver: psutil.Process) -> psutil.Process:

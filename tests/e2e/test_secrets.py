@@ -6,9 +6,6 @@ The passwords that the stack generated are the canaries: every service's, Airflo
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,12 +17,9 @@ from urllib.parse import quote
 
 import pytest
 
-from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.sql import Query
 from coldchain.core.windows import MINUTE_US, floor_us, to_datetime, to_us
-from coldchain.settings import Settings
 from stack import clickhouse
-from stack.airflow_api import AirflowApi, ApiError
+from stack.airflow_api import AirflowApi
 from stack.state import Stack
 from tests.canary import ArgumentWatch, Canaries, files_below, of_stack, open_files, rows_of
 from tests.market import Market, kraken
@@ -85,22 +79,10 @@ def trigger(told: Told) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(airflow: dict[str, str], state: Path) -> Iterator[Told]:
+def told(trades: dict[str, str], state: Path, api: AirflowApi) -> Iterator[Told]:
     """Move a trade through all four steps, with an eye on the arguments of every process."""
-    source = HttpClickHouse.of(Settings.from_environment(airflow))
-    if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
-        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
-    api = AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
-    made = Told(airflow, state, api, of_stack(state))
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            api.patch(f"/dags/{DAG}", {"is_paused": False})
-            break
-        except ApiError:
-            assert time.monotonic() < deadline, "the DAG was not parsed"
-            time.sleep(1)
+    made = Told(trades, state, api, of_stack(state))
+    api.patch(f"/dags/{DAG}", {"is_paused": False})
     for run_id in api.active_runs(DAG):  # what unpausing started would take the trade
         made.await_state(run_id, "success", "failed")
     for _ in range(3):

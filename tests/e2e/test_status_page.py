@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Frame, Page, expect, sync_playwright
 
-from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.sql import Query
-from coldchain.settings import Settings
-from stack.airflow_api import AirflowApi, ApiError
+from stack.airflow_api import AirflowApi
 from stack.prerequisites import find_chromium
 
 ROOT = Path(__file__).parents[2]
@@ -28,22 +22,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def api(airflow: dict[str, str], state: Path) -> AirflowApi:
-    """Offload one table: the page then has something to show. Trades are loaded where no test before has."""
-    settings = Settings.from_environment(airflow)
-    source = HttpClickHouse.of(settings)
-    if source(Query(f"SELECT count() FROM k2.{TABLE}", {})) == [(0,)]:
-        environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "stack", "load"], cwd=ROOT, env=environment, check=True, timeout=120)
-    api = AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            api.patch(f"/dags/{DAG}", {"is_paused": False})
-            break
-        except ApiError:
-            assert time.monotonic() < deadline, "the DAG was not parsed"
-            time.sleep(1)
+def api(api: AirflowApi) -> AirflowApi:
+    """Offload one table: the page then has something to show."""
+    api.patch(f"/dags/{DAG}", {"is_paused": False})
     run_id = api.trigger(DAG, {"tables": [TABLE]})
     deadline = time.monotonic() + 240
     while (found := api.run(DAG, run_id)["state"]) not in ("success", "failed"):

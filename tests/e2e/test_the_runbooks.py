@@ -22,12 +22,6 @@ DOWN, NOTHING = ("ColdchainExporterDown", ""), ("ColdchainNoRuns", "")
 
 
 @pytest.fixture(scope="module")
-def api(airflow: dict[str, str]) -> AirflowApi:
-    """Airflow's API."""
-    return AirflowApi(airflow["AIRFLOW_URL"], airflow["AIRFLOW_USER"], airflow["AIRFLOW_PASSWORD"])
-
-
-@pytest.fixture(scope="module")
 def prometheus(airflow: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scrape Airflow's own API server. A run counts as missing after a minute, not after half an hour."""
     endpoint, token = f"{airflow['AIRFLOW_URL']}/coldchain/metrics", airflow["COLDCHAIN_METRICS_TOKEN"]

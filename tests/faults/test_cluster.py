@@ -11,7 +11,7 @@ import pytest
 
 from stack.package import write_zip
 from tests.cluster import WORKERS, Cluster, standalone
-from tests.faults.test_executors import MANY, files_of, insert_many
+from tests.faults.test_executors import MANY, check_one_segment, files_of, insert_many
 from tests.faults.test_kills import check_files
 from tests.lab import ROOT, Lab
 from tests.processes import await_true
@@ -77,10 +77,7 @@ def test_a_worker_that_is_lost_amid_a_slice_leaves_one_copy(lab: Lab, cluster: C
         said = cluster.go_on(job)
         assert job.returncode == 0, said
         lab.steps(since="validate")
-    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
-    assert len(segment.paths) > 1
-    lab.check_equal(MANY)
-    check_files(lab)
+    segment = check_one_segment(lab)
     assert len(begun) == WORKERS
     assert len(begun - set(segment.paths)) == 1, "what the lost worker had begun is an orphan, the other's is published"
     assert files_of(lab) == begun | set(segment.paths)

@@ -13,6 +13,7 @@ import pytest
 
 from coldchain import protocol
 from coldchain.core.job import JobTable
+from coldchain.core.plan import Segment
 from coldchain.lake import head_of, live_files
 from coldchain_spark.offload import offload_table
 from coldchain_spark.runner import SMALL_ROWS
@@ -40,6 +41,15 @@ def files_of(lab: Lab) -> set[str]:
     return {str(path) for path in data.rglob("*.parquet")}
 
 
+def check_one_segment(lab: Lab) -> Segment:
+    """Assert that all rows are published, once, in one segment of several files, and return it."""
+    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
+    assert len(segment.paths) > 1
+    lab.check_equal(MANY)
+    check_files(lab)
+    return segment
+
+
 @pytest.mark.fault("F10", recovery="Spark's own")
 def test_an_executor_that_is_killed_leaves_one_copy(lab: Lab) -> None:
     """Spark runs the task again; only the files that tasks returned are committed, and what died is an orphan."""
@@ -52,10 +62,7 @@ def test_an_executor_that_is_killed_leaves_one_copy(lab: Lab) -> None:
         said = go_on(job)
         assert job.returncode == 0, said
         lab.steps(since="validate")
-    (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
-    assert len(segment.paths) > 1
-    lab.check_equal(MANY)
-    check_files(lab)
+    segment = check_one_segment(lab)
     assert files_of(lab) > set(segment.paths), "what the killed one wrote is an orphan"
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +11,8 @@ import clickhouse_connect
 import pytest
 
 from tests.conftest import read_environment
+from tests.processes import run_stack
 
-ROOT = Path(__file__).parents[2]
 SYMBOLS = "SELECT exchange, symbol, count() FROM k2.silver_trades FINAL GROUP BY ALL ORDER BY ALL"
 SHIPPED = [("binance", "XRPETH", 12_477), ("kraken", "BCH/EUR", 585)]
 BARS = ("1m", "5m", "15m", "30m", "1h", "1d")
@@ -29,16 +26,7 @@ def state() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            _stack(Path(folder), "down")
-
-
-def _stack(state: Path, verb: str, rows: int = 0) -> str:
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT), "ROWS": str(rows or "")}
-    done = subprocess.run(
-        [sys.executable, "-m", "stack", verb], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+            run_stack(Path(folder), "down")
 
 
 def _query(state: Path, statement: str) -> list[Any]:
@@ -59,7 +47,7 @@ def _query(state: Path, statement: str) -> list[Any]:
 
 
 def test_everything_arrives_once(state: Path) -> None:
-    said = _stack(state, "load")
+    said = run_stack(state, "load").stdout
     assert "k2.silver_trades: 16,064 rows" in said
     assert "loaded 3,000 generated trades of BTC-USD, ETH-USD" in said
     counts = _query(state, SYMBOLS)
@@ -75,29 +63,29 @@ def test_everything_arrives_once(state: Path) -> None:
 
 
 def test_again_loads_nothing_and_messages_that_come_again_change_nothing(state: Path) -> None:
-    _stack(state, "load")
+    run_stack(state, "load")
     stable = (
         "SELECT count(), sum(cityHash64(message_id, price, quantity, quote_volume, side, timestamp, vendor_data)) "
         "FROM k2.silver_trades FINAL"
     )
     before = _query(state, stable)
-    assert "nothing to load" in _stack(state, "load")
+    assert "nothing to load" in run_stack(state, "load").stdout
     assert _query(state, "SELECT count() FROM k2.silver_trades") == [(16_064,)]
     # Bronze alone forgets: the loader sends every message again, and Silver has them all already.
     for exchange in ("binance", "kraken", "coinbase"):
         _query(state, f"TRUNCATE TABLE k2.bronze_trades_{exchange}")
-    assert "loaded 12,477 shipped trades" in _stack(state, "load")
+    assert "loaded 12,477 shipped trades" in run_stack(state, "load").stdout
     assert _query(state, stable) == before
 
 
 def test_silver_is_filled_from_a_bronze_that_was_there_before(state: Path) -> None:
-    _stack(state, "load")
+    run_stack(state, "load")
     _query(state, "TRUNCATE TABLE k2.silver_trades")
-    assert "k2.silver_trades: 16,064 rows" in _stack(state, "load")
+    assert "k2.silver_trades: 16,064 rows" in run_stack(state, "load").stdout
 
 
 def test_a_stream_flows_into_silver_beside_the_shipped_trades(state: Path) -> None:
-    assert "k2.silver_trades: 36,064 rows" in _stack(state, "load", rows=20_000)
-    assert "nothing to generate" in _stack(state, "load")
+    assert "k2.silver_trades: 36,064 rows" in run_stack(state, "load", ROWS="20000").stdout
+    assert "nothing to generate" in run_stack(state, "load").stdout
     counts = {row[:2]: row[2] for row in _query(state, SYMBOLS)}
     assert [(*key, counts[key]) for key in (("binance", "XRPETH"), ("kraken", "BCH/EUR"))] == SHIPPED

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
@@ -18,7 +15,8 @@ from coldchain.core.plan import Segment
 from coldchain.registry import DEFAULT_PATH, load_registry
 from coldchain.store.postgres import PostgresLedger
 from tests.conftest import read_environment
-from tests.lab import ROOT, Steps, spoil
+from tests.lab import Steps, spoil
+from tests.processes import run_stack
 
 TABLES = load_registry(DEFAULT_PATH).tables
 ROWS = {"bronze_trades_binance": 12_477, "bronze_trades_kraken": 587, "bronze_trades_coinbase": 3_000,
@@ -42,16 +40,6 @@ def state() -> Iterator[Path]:
             run_stack(Path(folder), "down")
 
 
-def run_stack(state: Path, verb: str, code: int = 0, **variables: str) -> str:
-    """Run a command of the stack; its exit code must be this one."""
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        [sys.executable, "-m", "stack", verb], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
 def published(environment: dict[str, str], name: str) -> list[Segment]:
     """Return the segments of a table that hold rows."""
     ledger = PostgresLedger.from_uri(environment["COLDCHAIN_LEDGER_URI"])
@@ -68,7 +56,7 @@ def equal_tables(said: str) -> dict[str, int]:
 
 
 def test_spark_sql_and_clickhouse_say_the_same_of_all_ten_tables(state: Path) -> None:
-    rows = equal_tables(run_stack(state, "verify", ENGINE="spark"))
+    rows = equal_tables(run_stack(state, "verify", ENGINE="spark").stdout)
     assert list(rows) == [spec.name for spec in TABLES]
     assert len(rows) == 10
     assert min(rows.values()) > 0
@@ -96,7 +84,7 @@ def test_one_changed_value_in_a_table_is_named_by_its_segment(state: Path) -> No
         spoil(steps.lake.require(spec.target), segment.paths[0], changed[spec.name])
         steps.ledger.close()
         wanted[spec.name] = segment
-    said = run_stack(state, "verify", code=1, ENGINE="spark")
+    said = run_stack(state, "verify", code=1, ENGINE="spark").stdout
     assert equal_tables(said).keys() == {spec.name for spec in TABLES} - changed.keys()
     for name, segment in wanted.items():
         rows = f"{segment.fingerprint.rows:,} rows, word"
@@ -105,9 +93,5 @@ def test_one_changed_value_in_a_table_is_named_by_its_segment(state: Path) -> No
 
 
 def test_an_engine_that_is_none_is_refused(state: Path) -> None:
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT), "ENGINE": "duck"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stack", "verify"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1
+    done = run_stack(state, "verify", code=1, ENGINE="duck")
     assert "ENGINE='duck' must be clickhouse or spark" in done.stderr

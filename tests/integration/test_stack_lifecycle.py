@@ -14,15 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def stack(state: Path, verb: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb of the stack on a state folder."""
-    environment = {**os.environ, "COLDCHAIN_STATE": str(state), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "stack", verb], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+from tests.processes import ROOT, run_stack
 
 
 def processes_of(state: Path) -> dict[int, str]:
@@ -46,25 +38,23 @@ def own_state() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="coldchain-second-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-        stack(Path(folder), "down")
+        run_stack(Path(folder), "down")
 
 
 def test_services_start_beside_others_are_found_again_and_stop(environment: dict[str, str], own_state: Path) -> None:
     assert environment["COLDCHAIN_WAREHOUSE"], "the tests' own stack runs beside"
-    first = stack(own_state, "services")
-    assert first.returncode == 0, first.stderr
+    run_stack(own_state, "services")
     text = (own_state / "env").read_text()
     assert environment["COLDCHAIN_CLICKHOUSE_URL"] not in text, "ports of its own"
     assert stat.S_IMODE((own_state / "env").stat().st_mode) == 0o600
     before = set(processes_of(own_state))
-    again = stack(own_state, "services")
-    assert again.returncode == 0, again.stderr
+    run_stack(own_state, "services")
     assert (own_state / "env").read_text() == text, "the same ports and passwords"
     assert set(processes_of(own_state)) & before, "a second start finds the first"
     secrets = [line.split("'")[1] for line in text.splitlines() if "_PASSWORD=" in line]
     shown = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(own_state))
     assert not [secret for secret in secrets if secret in shown]
-    assert stack(own_state, "down").returncode == 0
+    run_stack(own_state, "down")
     assert processes_of(own_state) == {}
 
 
@@ -77,9 +67,9 @@ def test_what_was_killed_half_way_is_stopped_and_starts_again(own_state: Path) -
     time.sleep(1.5)
     starter.kill()
     starter.wait()
-    assert stack(own_state, "services").returncode == 0
+    run_stack(own_state, "services")
     for pid in processes_of(own_state):
         os.kill(pid, signal.SIGKILL)
-    assert stack(own_state, "services").returncode == 0, "it starts again after everything was killed"
-    assert stack(own_state, "down").returncode == 0
+    run_stack(own_state, "services")
+    run_stack(own_state, "down")
     assert processes_of(own_state) == {}
