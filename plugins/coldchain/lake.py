@@ -29,6 +29,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import StaticTable, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
@@ -376,6 +377,12 @@ def head_of(table: Table) -> int:
     if snapshot is None:
         raise Permanent(f"table {'.'.join(table.name())} has no snapshot on main: somebody else made it")
     return int(snapshot.snapshot_id)
+
+
+def is_published(table: Table, snapshot_id: int) -> bool:
+    """Tell whether a snapshot is `main`'s, or one that `main` came from and that has not expired."""
+    head = table.metadata.snapshot_by_id(head_of(table))
+    return any(each.snapshot_id == snapshot_id for each in ancestors_of(head, table.metadata))
 
 
 def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
