@@ -219,12 +219,14 @@ It may be interrupted, cleared and repeated at any time. An offload waits for on
 
 _VERIFY_DOC = """# Verify
 
-Every published segment is compared again by content within a day: its files exist, they hold what was proven, and the
-source holds the same. What the source can give again, the next offload repairs; what it can't fails the task, by name.
+Every published segment is compared again by content within a day: its files hold what was proven, and the source holds
+the same. In every run, every file of the table must exist. What the source can give again, the next offload repairs;
+what it can't fails the task, by name.
 
-- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run.
+- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run. What is
+  known to be unequal is due at once, and takes half of that at most.
 - `all`: every segment, up to the same limit.
-- `deep`: ten segments at random, row by row."""
+- `deep`: ten segments at random, up to the same limit, and of each a bucket row by row: at most about 100,000 rows."""
 
 
 def build_shrink_dag(registry: Registry) -> DAG:

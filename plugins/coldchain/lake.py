@@ -444,6 +444,13 @@ def list_files(table: Table, folder: str) -> list[Listed]:
     ]
 
 
+def absent_files(table: Table, live: Mapping[str, DataFile]) -> set[str]:
+    """Return the paths of live files that do not exist; asks one by one only for what a listing does not show."""
+    listed = {file.path for file in list_files(table, "data")}
+    with _reading(".".join(table.name())):
+        return {path for path in live.keys() - listed if not table.io.new_input(live[path].file_path).exists()}
+
+
 def reachable(table: Table) -> set[str]:
     """Return every path that any snapshot, ref or recorded metadata file of the table needs, as `normalised` spells it.
 

@@ -99,7 +99,7 @@ DECLARED = (
     _gauge("segments_unequal", "published segments that the audit found missing, damaged or differing from the source, "
            "and that no run has replaced since"),
     _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
-           "compared by content, by the audit or by its proof"),
+           "compared by content, by the audit or by its proof; of those that are not known to be unequal"),
     _gauge("table_maintained_timestamp_seconds", "when compaction and tidying of the table had both last succeeded; "
            "before the first time, when the table was first offloaded"),
     _gauge("iceberg_data_files", "live data files, as the last maintenance left them"),

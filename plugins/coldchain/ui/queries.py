@@ -158,7 +158,7 @@ _FACTS = """
     LEFT JOIN LATERAL (SELECT at, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
         AND event = 'validated' ORDER BY attempt_id DESC LIMIT 1) v ON true
     LEFT JOIN LATERAL (SELECT coalesce(verified_at, created_at) AS at FROM coldchain.segments s
-        WHERE s.table_id = t.table_id AND state = 'published'
+        WHERE s.table_id = t.table_id AND state = 'published' AND coalesce(verified_at, created_at) > to_timestamp(0)
         ORDER BY coalesce(verified_at, created_at) LIMIT 1) seen ON true
     LEFT JOIN LATERAL (SELECT count(*) AS segments FROM coldchain.segments s WHERE s.table_id = t.table_id
         AND state = 'published' AND coalesce(verified_at, created_at) = to_timestamp(0)) unequal ON true
