@@ -55,6 +55,7 @@ class Audit:
     segments: int = 0
     rows: int = 0
     left: int = 0  # due, but beyond what one run may read
+    is_whole: bool = False  # nothing that was found unequal before was left out
     findings: list[Finding] = field(default_factory=list)
 
     def sentence(self, name: str) -> str:
@@ -113,7 +114,9 @@ def audit(turn: Turn, client: HttpClickHouse, mode: str, chance: random.Random |
     verified_us, now_us = turn.ledger.verifications(turn.spec.name)
     segments = turn.ledger.segments(turn.spec.name)
     chosen, left = choose(segments, verified_us, now_us, mode, chance)
-    found = Audit(len(chosen), sum(segment.fingerprint.rows for segment in chosen), left)
+    known = {segment_id for segment_id, at_us in verified_us.items() if not at_us}
+    rows = sum(segment.fingerprint.rows for segment in chosen)
+    found = Audit(len(chosen), rows, left, is_whole=known <= {segment.segment_id for segment in chosen})
     _look(services, turn.spec, segments, chosen, found, chance if mode == "deep" else None)
     if chosen or found.findings:
         _record(turn, chosen, found, time.monotonic() - began)

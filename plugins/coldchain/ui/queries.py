@@ -269,7 +269,10 @@ class LedgerReader:
 
     def rejections(self) -> dict[tuple[str, str], float]:
         """Count the runs that were refused for bad input, by source and reason."""
-        rows = self._rows("SELECT source, reason, count(*) FROM coldchain.rejections GROUP BY source, reason")
+        rows = self._rows(
+            "SELECT source, reason, sum(runs)::float8 FROM (SELECT source, reason, 1 AS runs FROM coldchain.rejections "
+            "UNION ALL SELECT source, reason, runs FROM coldchain.rejections_forgotten) r GROUP BY source, reason"
+        )
         return {(source, reason): float(count) for source, reason, count in rows}
 
     def counters(self, names: Sequence[str]) -> dict[tuple[str, str, str], float]:
