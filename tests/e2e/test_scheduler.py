@@ -1,7 +1,7 @@
 """The offload through a real Airflow scheduler, on the shipped registry and the shipped trades.
 
 One story, told in order, over all ten tables: backfill, first run, idle run, late rows, clearing, triggering twice, a
-table that fails, wrong parameters. After every chapter the independent comparer decides, row by row.
+table that fails, a file that is lost, wrong parameters. After every chapter the independent comparer decides, row by row.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import Steps, append_foreign
+from tests.sinks import taking_posts
 
 ROOT = Path(__file__).parents[2]
 DAG = "coldchain_offload"
@@ -95,6 +96,19 @@ class Story:
         cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
         assert cleared["total_entries"] >= max(1, len(task_ids))
         assert self.wait([run_id]) == ["success"]
+
+    def scheduled(self, dag: str) -> str:
+        """Wait for the run that unpausing a DAG starts, which is that of the last complete interval; its id."""
+        deadline = time.monotonic() + 240
+        while not (runs := self.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
+            assert time.monotonic() < deadline, f"unpausing {dag} started no run"
+            time.sleep(0.5)
+        return str(runs[0]["dag_run_id"])
+
+    def returned(self, dag: str, run_id: str, task_id: str) -> Any:
+        """Return what a task returned."""
+        task = f"/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        return self.api.get(f"{task}/xcomEntries/return_value")["value"]
 
     def scheduler_said(self, pattern: str) -> bool:
         """Tell whether a line of the scheduler's log matches."""
@@ -372,9 +386,9 @@ def followed(story: Story, count: int) -> tuple[dict[str, int], list[dict[str, A
         time.sleep(0.5)
     run_id = runs[0]["dag_run_id"]
     assert story.wait([run_id], dag="coldchain_example") == ["success"]
-    path = f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}"
-    counts = story.api.get(f"{path}/taskInstances/count_trades/xcomEntries/return_value")["value"]
-    return counts, [event["extra"] for event in story.api.get(f"{path}/upstreamAssetEvents")["asset_events"]]
+    events = story.api.get(f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}/upstreamAssetEvents")
+    counts = story.returned("coldchain_example", run_id, "count_trades")
+    return counts, [event["extra"] for event in events["asset_events"]]
 
 
 def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Story) -> None:
@@ -395,11 +409,7 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     assert re.search(rf"{KRAKEN}: .*: [0-9]+ files of [0-9]+ segments", said), said
     assert story.heads() == heads
     story.api.patch(f"/dags/{dag}", {"is_paused": False})
-    deadline = time.monotonic() + 240
-    while not (runs := story.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
-        assert time.monotonic() < deadline, "unpausing starts the run of the last complete interval"
-        time.sleep(0.5)
-    assert story.wait([runs[0]["dag_run_id"]], dag=dag) == ["success"]
+    assert story.wait([story.scheduled(dag)], dag=dag) == ["success"]
     assert story.files(spec.target) <= files - 4
     heads = story.heads()
     run_id = story.api.trigger(dag, {"tables": asked})
@@ -413,6 +423,38 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     story.check_equal(12_531)
     story.trigger()
     assert story.heads() == heads, "nothing has to move"
+
+
+def test_8f_the_audit_names_a_file_that_is_gone_and_people_are_told_until_it_is_back(story: Story) -> None:
+    dag, hook = "coldchain_verify", "/connections/coldchain_notify_webhook"
+    while story.api.active_runs(DAG):
+        time.sleep(0.5)
+    story.api.patch(f"/dags/{DAG}", {"is_paused": True})  # or a run of the schedule might bring it back too soon
+    path = [path for segment in story.ledger.segments(KRAKEN) for path in segment.paths][-1]
+    Path(path).unlink()
+    with taking_posts() as (port, got, _):
+        form = {"connection_id": hook.rpartition("/")[2], "conn_type": "http", "password": f"http://127.0.0.1:{port}/"}
+        story.api.post("/connections", form)
+        story.api.patch(f"/dags/{dag}", {"is_paused": False})
+        asked = story.api.trigger(dag, {"tables": [KRAKEN], "mode": "all"})
+        runs = [story.scheduled(dag), asked]
+        assert story.wait(runs, dag=dag) == ["failed", "failed"], "nothing is due, but every file must exist"
+        for run_id in runs:
+            assert [task["task_id"] for task in story.api.tasks(dag, run_id) if task["state"] == "failed"] == [KRAKEN]
+        story.api.patch(f"/dags/{DAG}", {"is_paused": False})
+        story.trigger()
+        story.check_equal(12_531)
+        for mode in ("all", "deep"):
+            run_id = story.api.trigger(dag, {"tables": [KRAKEN], "mode": mode})
+            assert story.wait([run_id], dag=dag) == ["success"]
+            assert story.returned(dag, run_id, KRAKEN).endswith("rows compared by content: all equal")
+        story.api._authorised("DELETE", f"/api/v2{hook}", None)
+    story.api.patch(f"/dags/{dag}", {"is_paused": True})
+    assert [message["subject"] for message in got] == [
+        f"Coldchain: verify of {KRAKEN} is failing (Damaged)", f"Coldchain: verify of {KRAKEN} is working again",
+    ]  # fmt: skip
+    assert f"{path} is gone: the next run writes it anew" in got[0]["said"]
+    assert got[0]["run"] in {f"{dag}/{run_id}" for run_id in runs}
 
 
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import socketserver
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from email import message_from_string
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,43 +20,17 @@ from coldchain.registry import BadTable, Registry
 from coldchain.store.ledger import OFFLOAD
 from coldchain.store.memory import MemoryLedger
 from tests.lab import Lab, yesterday
+from tests.sinks import serving, taking_posts
 from tests.unit.engine import spec
 
 NAME = "trades"
 
 
-@contextmanager
-def serving(server: socketserver.BaseServer) -> Iterator[int]:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]  # type: ignore[misc]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture
 def posted() -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
-    """An HTTP sink: its port, what was posted, and the statuses to answer with next (200 once they are used up)."""
-    got: list[dict[str, Any]] = []
-    answers: list[int] = []
-
-    class Sink(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = answers.pop(0) if answers else 200
-            if status == 200:
-                got.append(body)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with serving(HTTPServer(("127.0.0.1", 0), Sink)) as port:
-        yield port, got, answers
+    """An HTTP sink."""
+    with taking_posts() as sink:
+        yield sink
 
 
 @pytest.fixture
