@@ -146,8 +146,9 @@ def _look(
     chance: random.Random | None,
 ) -> None:
     """Look at the files of all segments, and into those of the chosen ones, row by row where `chance` is given."""
-    table = services.lake.load(spec.target) if not segments else services.lake.require(spec.target)
-    if table is None:
+    has_files = any(segment.paths for segment in segments)
+    table = services.lake.require(spec.target) if has_files else services.lake.load(spec.target)
+    if table is None:  # an empty source has empty segments, and no table yet
         return
     is_for_ever = spec.retention_us is None
     sealed_us = None if is_for_ever else sealed_before(spec, Source(services.client, spec).extent().now_us)

@@ -1,7 +1,7 @@
 """The offload through a real Airflow scheduler, on the shipped registry and the shipped trades.
 
 One story, told in order, over all ten tables: backfill, first run, idle run, late rows, clearing, triggering twice, a
-table that fails, a file that is lost, wrong parameters. After every chapter the independent comparer decides, row by row.
+table that fails, a lost file, wrong parameters. After every chapter the independent comparer decides, row by row.
 """
 
 from __future__ import annotations

@@ -56,6 +56,13 @@ def test_what_is_equal_is_not_due_again_for_a_day(lab: Lab) -> None:
     assert lab.ledger.lease(lab.name).holder is None
 
 
+def test_a_table_of_which_nothing_is_published_yet_is_no_finding(lab: Lab) -> None:
+    lab.insert([(START, 1)])
+    lab.read()
+    assert {segment.state for segment in lab.ledger.segments(lab.name)} == {"empty"}
+    assert look(lab).endswith("0 segments with 0 rows compared by content: all equal")
+
+
 @pytest.mark.parametrize("is_gone", [True, False], ids=["a file is gone", "a file is spoiled"])
 def test_a_damaged_file_is_named_and_written_anew(lab: Lab, is_gone: bool) -> None:
     fill(lab)
