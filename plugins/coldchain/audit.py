@@ -123,7 +123,9 @@ def audit(turn: Turn, client: HttpClickHouse, mode: str, chance: random.Random |
     log.info("%s", found.sentence(turn.spec.name))
     for finding in found.findings:
         log.warning("%s", finding.said)
-    if bad := [finding for finding in found.findings if finding.kind != "differing"]:
+    # What a person must mend is said first.
+    bad = sorted((f for f in found.findings if f.kind != "differing"), key=lambda finding: finding.is_repairable)
+    if bad:
         more = f" (and {len(bad) - 1} more)" if bad[1:] else ""
         raise Damaged(f"{bad[0].said}{more}: {_remedy(bad[0])}")
     return found

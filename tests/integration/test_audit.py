@@ -150,10 +150,11 @@ def test_every_file_that_main_references_must_exist(lab: Lab, monkeypatch: pytes
     ours = head_of(table)
     append_foreign(table, lab.window(START, START + HOUR))
     (Path(table.location()) / "data" / "part-00000.parquet").unlink()
-    with pytest.raises(Damaged, match=r"part-00000.parquet, which main .* is gone: it is another writer's: put"):
+    file_of(lab, 2).unlink()
+    words = r"part-00000.parquet, which main .* is gone \(and 1 more\): it is another writer's: put it back"
+    with pytest.raises(Damaged, match=words):
         look(lab, "due")
     table.refresh().manage_snapshots().set_current_snapshot(snapshot_id=ours).commit()
-    file_of(lab, 2).unlink()
     lease = audit_module._lease
 
     def slow(turn: Turn) -> str:
