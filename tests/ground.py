@@ -85,11 +85,27 @@ class Ground:
         self.ledger.release(self.name, token)
         return run_key
 
-    def fail(self, sentence: str, task: str = "offload") -> str:
+    def fail(self, sentence: str, task: str = "offload", kind: str = "Unavailable") -> str:
         """End a run as a failure callback does; return the run."""
         token, run_key = self.begin(None)
-        self.ledger.note(self.name, token, run_key, "failed", {"task": f"bronze.{self.name}.{task}", "error": sentence})
+        found = {"task": f"bronze.{self.name}.{task}", "error": sentence, "kind": kind}
+        self.ledger.note(self.name, token, run_key, "failed", found)
         self.ledger.mark(self.name, "failed", sentence)
+        self.ledger.release(self.name, token)
+        return run_key
+
+    def audit(self, **unequal: str) -> str:
+        """Record an audit of all segments; `unequal` names what it found of the first one. Return the run."""
+        self.run += 1
+        run_key = f"coldchain_verify/scheduled__{self.run}"
+        token = self.ledger.acquire(self.name, run_key)
+        held = [segment.segment_id for segment in self.ledger.segments(self.name) if segment.state == "published"]
+        bad = held[: len(unequal)]
+        self.ledger.record_audit(self.name, token, held[len(bad) :], bad, (), None)
+        findings = [{"kind": kind, "segment": held[0], "said": said} for kind, said in unequal.items()]
+        counts = {kind: int(kind in unequal) for kind in ("missing", "damaged", "differing")}
+        found = {"segments": len(held), "rows": 7 * len(held), "left": 0, "findings": findings, **counts}
+        self.ledger.note(self.name, token, run_key, "audited", found)
         self.ledger.release(self.name, token)
         return run_key
 

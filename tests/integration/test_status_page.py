@@ -15,6 +15,7 @@ import yaml
 from fastapi.testclient import TestClient
 
 from coldchain.core.windows import MINUTE_US, floor_us
+from coldchain.store.ledger import Foreign
 from coldchain.ui import app as page, queries
 from tests.ground import GRID_US, Ground, day_us, open_client
 
@@ -145,6 +146,77 @@ def test_a_failure_is_a_sentence_with_the_way_to_its_log(client: TestClient, gro
     assert f'/runs/{run_key.partition("/")[2]}/tasks/bronze.{ground.name}.offload"' in html
 
 
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("ProofFailed", "quarantined"),
+        ("SchemaDrift", "drifted"),
+        ("SourceShrank", "shrank"),
+        ("ForeignFiles", "blocked"),
+    ],
+)
+def test_what_a_table_failed_of_is_a_word_of_its_own(client: TestClient, ground: Ground, kind: str, word: str) -> None:
+    ground.publish(day_us(ground, 1), 1)
+    ground.fail("a column is gone", kind=kind)
+    overview, of_table = (text_of(client.get(route).text) for route in ("/", f"/tables/{ground.name}"))
+    assert f"{ground.name} bronze ✖ {word}" in overview
+    assert f"failed {kind}" in overview
+    assert f"{kind} : a column is gone" in of_table
+    assert "1 needs attention" in overview
+
+
+def test_what_the_audit_found_is_seen_and_hides_no_run(client: TestClient, ground: Ground) -> None:
+    start_us = day_us(ground, 1)
+    run_key = ground.publish(start_us, 3)
+    ground.audit(differing="a row more at the source")
+    token = ground.ledger.lease(ground.name).token
+    ground.ledger.note(ground.name, token, "coldchain_maintenance/m1", "tidied", {"snapshots": 4, "orphans": 0})
+    said, html = (client.get(route).text for route in ("/", f"/tables/{ground.name}"))
+    said = text_of(said)
+    assert f"{ground.name} bronze ✖ differs" in said
+    assert "✖ unequal segments: 1" in said
+    assert "committed" in said, "the last run is the offload's"
+    row = client.get("/api/tables").json()["tables"][0]["facts"]
+    assert (row["last_event"], row["last_run"]) == ("committed", run_key)
+    assert row["touched_at"] > row["last_at"]
+    of_table = text_of(html)
+    assert "no run has replaced yet: 1." in of_table
+    assert "a row more at the source" in of_table
+    assert "tidied m1 log of tidied" in of_table
+    assert "4 snapshots" in of_table
+    assert "3 segments, 21 rows, 1 differing" in of_table
+    assert f'href="/dags/coldchain_verify/runs/scheduled__2/tasks/{ground.name}"' in html
+    assert f'href="/dags/coldchain_maintenance/runs/m1/tasks/{ground.name}.tidy"' in html
+    segments = ground.ledger.segments(ground.name)
+    ground.publish(start_us, 1, rows=8, replaces=(segments[0].segment_id,))
+    ground.audit()
+    of_table = text_of(client.get(f"/tables/{ground.name}").text)
+    assert "3 segments, 21 rows, all equal" in of_table
+    assert "it has been put right since" in of_table
+    assert "Every published segment was compared by content since" in of_table
+    assert [each["detail"]["differing"] for each in client.get(f"/api/tables/{ground.name}").json()["audits"]] == [0, 1]
+
+
+def test_foreign_files_block_a_table_that_runs(client: TestClient, ground: Ground) -> None:
+    start_us = day_us(ground, 0)
+    ground.publish(start_us, 1)
+    token, _ = ground.begin(start_us)
+    base, foreign = ground.ledger.state(ground.name).base, Foreign(ground.window(start_us, 1), "/w/theirs.parquet")
+    ground.ledger.reconcile(ground.name, token, (), (), base, [foreign])
+    said = text_of(client.get("/").text)
+    assert f"{ground.name} bronze ✖ blocked" in said
+    assert "✖ foreign files: 1" in said
+
+
+def test_a_table_that_was_audited_and_recovered_alone_never_ran(client: TestClient, ground: Ground) -> None:
+    ground.ledger.register(ground.spec)
+    token = ground.ledger.acquire(ground.name, "coldchain_recover/r")
+    ground.ledger.note(ground.name, token, "coldchain_recover/r", "recovered", {"reason": "a test", "said": "nothing"})
+    ground.ledger.note(ground.name, token, "coldchain_maintenance/m", "publishing")
+    assert "○ never run" in text_of(client.get("/").text)
+    assert "nothing; a test" in text_of(client.get(f"/tables/{ground.name}").text)
+
+
 def test_segments_and_attempts_are_paged(client: TestClient, ground: Ground) -> None:
     ground.publish(day_us(ground, 4), 150)
     for _ in range(20):
@@ -270,7 +342,7 @@ def test_a_page_costs_the_same_number_of_queries_whatever_it_shows(
                 }  # fmt: skip
         ground.ledger.close()
     for route, found in took.items():
-        assert found["1"]["queries"] == found["500"]["queries"] <= 6, route
+        assert found["1"]["queries"] == found["500"]["queries"] <= 7, route
     build = Path(__file__).parents[2] / "build"
     build.mkdir(exist_ok=True)
     (build / "status-page.json").write_text(json.dumps(took, indent=1))

@@ -181,7 +181,7 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
     return values | {
         "table_watermark_timestamp_seconds": _seconds(facts.watermark) if facts else None,
         "table_last_success_timestamp_seconds": _seconds(facts.last_success) if facts else None,
-        "table_last_attempt_timestamp_seconds": _seconds(facts.last_at) if facts else None,
+        "table_last_attempt_timestamp_seconds": _seconds(facts.touched_at) if facts else None,
         "table_last_failure_timestamp_seconds": _seconds(facts.failed_at) if facts else None,
         "table_last_run_duration_seconds": facts.last_seconds if facts else None,
         "table_failures_in_a_row": facts.failures if facts else 0,
