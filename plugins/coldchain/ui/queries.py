@@ -25,6 +25,7 @@ class Facts:
 
     name: str
     origin: datetime | None
+    source_newest: datetime | None  # as a run last saw it
     watermark: datetime | None
     state: str
     last_success: datetime | None
@@ -133,8 +134,8 @@ _OLDER = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn, psyco
 _RUN_EVENTS = ["started", "idle", "staged", "validated", "committed", "failed", "fenced"]
 _TOLD_EVENTS = ["committed", "audited", "compacted", "tidied", "recovered", "reset", "accepted"]
 _FACTS = """
-    SELECT t.table_name, t.origin, w.last_offload_timestamp, coalesce(w.status, 'initialized'), w.last_successful_run,
-           w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
+    SELECT t.table_name, t.origin, t.source_newest, w.last_offload_timestamp, coalesce(w.status, 'initialized'),
+           w.last_successful_run, w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
            coalesce(today.rows, 0)::bigint, coalesce(today.bytes, 0)::bigint, first.at, last.at,
            coalesce(above.covered_s, 0)::double precision, above.until,
            unwell.expired, unwell.publishing,
