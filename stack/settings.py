@@ -164,7 +164,7 @@ def component_env(stack: Stack) -> dict[str, str]:
     """Return the environment of a component: the user's, without what belongs to another Airflow, and ours."""
     foreign = ("AIRFLOW", "COLDCHAIN_", "PYTHON", "SPARK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    for name in ("COLDCHAIN_REGISTRY", "PYTHONWARNINGS"):
+    for name in ("COLDCHAIN_REGISTRY", "COLDCHAIN_DEADLINE_MINUTES", "PYTHONWARNINGS"):
         if name in os.environ:
             kept[name] = os.environ[name]
     path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"

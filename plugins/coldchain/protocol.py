@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyiceberg.manifest import DataFile
@@ -387,6 +388,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             grid_us=grid_us,
             empty=found.empty,
             expired=found.expired,
+            newest_us=extent.newest_us,
         ),
     )
     failpoint.hit("read.after_record")
@@ -633,6 +635,8 @@ def _move(turn: Turn, stage: Stage) -> int | None:
         raise
     except CommitUnknown as error:  # main alone says whether the commit landed
         log.warning("%s: %s", name, error)
+        with suppress(ColdchainError):  # it is only counted, and the ledger may be away too
+            turn.ledger.note(name, stage.token, turn.run_key, "unknown", {"error": str(error)})
         head = head_of(turn.lake.require(target))
         if head == stage.snapshot_id:
             return _finish(turn, stage)

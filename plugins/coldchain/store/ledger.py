@@ -75,6 +75,7 @@ class Comparison:
     grid_us: int
     empty: Sequence[Window] = ()
     expired: Sequence[Window] = ()
+    newest_us: int | None = None  # of the source's rows: for people alone, no decision reads it
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,8 +309,11 @@ class PostgresLedger:
             table_id = self._hold(cursor, name, token)
             cursor.execute(
                 "UPDATE coldchain.tables SET origin = least(origin, %s), compared_to = greatest(compared_to, %s), "
-                "updated_at = clock_timestamp() WHERE table_id = %s",
-                (_moment(comparison.origin_us), _moment(comparison.compared_to_us), table_id),
+                "source_newest = coalesce(%s, source_newest), updated_at = clock_timestamp() WHERE table_id = %s",
+                (
+                    *map(_moment, (comparison.origin_us, comparison.compared_to_us, comparison.newest_us)),
+                    table_id,
+                ),
             )
             for state, windows in (("empty", comparison.empty), ("expired", comparison.expired)):
                 for window in windows:
