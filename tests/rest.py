@@ -6,20 +6,9 @@ part of pyspark; the rest of its class path is Spark's.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pyspark
-
-from tests.processes import await_true, free_port
 
 ROOT = Path(__file__).parents[1]
 SPARK_JARS = Path(pyspark.__file__).parent / "jars"
