@@ -15,12 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError as UnreadableAnswer
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
+    BadRequestError,
     CommitFailedException,
+    ForbiddenError,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    RESTError,
+    TableAlreadyExistsError,
+    UnauthorizedError,
     ValidationError,
     ValidationException,
 )
@@ -50,10 +57,11 @@ from coldchain.core.errors import (
     Superseded,
     Unavailable,
 )
+from coldchain.core.production import of_location
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, column_of
 from coldchain.core.windows import MAX_US, MIN_US, Window, window_of_partition
-from coldchain.settings import CATALOG_NAME
+from coldchain.settings import CATALOG_NAME, refuse_in_production
 from coldchain.store.ledger import Base
 
 MAIN = "main"
@@ -66,6 +74,8 @@ _PROPERTIES = {
     "commit.manifest-merge.enabled": "true",
 }
 _PUBLISH_TRIES = 5
+# What a REST server refuses before it looks at the commit.
+_NOT_DONE = (AuthorizationExpiredError, BadRequestError, ForbiddenError, UnauthorizedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +110,23 @@ def branch_name(token: str) -> str:
     return f"coldchain-{token}"
 
 
+def _catalog_failed(target: str, error: Exception) -> Unavailable:
+    said = (str(error).splitlines() or [type(error).__name__])[0][:500]
+    if isinstance(error, UnreadableAnswer):  # its own words quote the answer, which may hold a token
+        said = "its answer is not what Iceberg's REST specification says"
+    server = "PostgreSQL" if isinstance(error, SQLAlchemyError) else "REST server"
+    return Unavailable(
+        f"the Iceberg catalog failed for {target}: {said}; "
+        f"check that its {server} is up and that connection coldchain_iceberg is right"
+    )
+
+
 @contextlib.contextmanager
 def _reading(target: str) -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
-        raise Unavailable(
-            f"the Iceberg catalog failed for {target}: {str(error).splitlines()[0]}; "
-            "check that its PostgreSQL is up and that connection coldchain_iceberg is right"
-        ) from None
+    except (SQLAlchemyError, RESTError, UnreadableAnswer) as error:
+        raise _catalog_failed(target, error) from None
     except OSError as error:
         raise Unavailable(
             f"the warehouse failed for {target}: {error}; check that it is mounted, writable and has space"
@@ -120,15 +138,23 @@ def _committing(target: str) -> Iterator[None]:
     """Let clear refusals pass; call everything else unknown."""
     try:
         yield
-    except (CommitFailedException, ValidationException, ValueError, ColdchainError):
+    except UnreadableAnswer:  # a ValueError, but the server has answered: it may have committed
+        raise _unknown(target, "an answer that can't be read") from None
+    except (CommitFailedException, TableAlreadyExistsError, ValidationException, ValueError, ColdchainError):
         raise
+    except _NOT_DONE as error:
+        raise _catalog_failed(target, error) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # writing the metadata file failed: the catalog was not reached yet
-        raise CommitUnknown(
-            f"the catalog's answer to a commit on {target} was lost ({type(error).__name__}): "
-            "main is looked at before anything else is tried"
-        ) from error
+        raise _unknown(target, type(error).__name__) from error
+
+
+def _unknown(target: str, said: str) -> CommitUnknown:
+    return CommitUnknown(
+        f"the catalog's answer to a commit on {target} was lost ({said}): "
+        "main is looked at before anything else is tried"
+    )
 
 
 @contextlib.contextmanager
@@ -136,7 +162,7 @@ def _refused(target: str) -> Iterator[None]:
     """Say what a clear refusal means where nothing is visible yet: somebody else was faster, and it is tried again."""
     try:
         yield
-    except (CommitFailedException, ValidationException, ValueError) as error:
+    except (CommitFailedException, TableAlreadyExistsError, ValidationException, ValueError) as error:
         raise BaseMoved(
             f"{target}: somebody changed it at the same moment ({error}): the task is tried again"
         ) from error
@@ -176,13 +202,17 @@ def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
-    def __init__(self, properties: Mapping[str, str]) -> None:
+    def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = dict(properties)
 
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog; made when first used, for a task that finds nothing to do never needs it."""
         with _reading("the catalog"):
+            if self._properties["type"] == "rest":
+                from coldchain.rest import Catalog as RestCatalog  # slow to import
+
+                return RestCatalog(CATALOG_NAME, **self._properties)
             try:
                 return load_catalog(CATALOG_NAME, **self._properties)
             except (IntegrityError, ProgrammingError):  # two first users made its tables at the same moment
@@ -197,7 +227,7 @@ class Lake:
         """Load a table, or None where the catalog has none of that name."""
         with _reading(target):
             try:
-                return self.catalog.load_table(target)
+                table = self.catalog.load_table(target)
             except NoSuchTableError:
                 return None
             except (FileNotFoundError, ValidationError) as error:
@@ -206,6 +236,9 @@ class Lake:
                     f"table {target} is broken: its metadata file is {what} ({str(error).splitlines()[0]}); restore it "
                     "from backup, or register an older metadata file, before the next run"
                 ) from error
+        # A REST server alone decides where a table lies.
+        refuse_in_production(of_location(f"{target} at {table.location()}", table.location()))
+        return table
 
     def require(self, target: str) -> Table:
         """Load a table that must exist."""

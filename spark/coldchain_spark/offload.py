@@ -337,7 +337,6 @@ class _Offload:
             field_ids=iceberg.field_ids(table),
             token=self.job.token,
             data_folder=f"{table.location()}/data",
-            io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
             grid_us=self.grid_us,

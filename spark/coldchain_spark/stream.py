@@ -55,7 +55,6 @@ class StreamJob:
     field_ids: dict[str, int]
     token: str
     data_folder: str
-    io_properties: dict[str, str] = field(repr=False)
     settings: Settings = field(repr=False)
     query_settings: dict[str, Any]
     grid_us: int
@@ -120,7 +119,8 @@ def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
 def _io(job: StreamJob) -> Any:
     from pyiceberg.io import load_file_io
 
-    return load_file_io(job.io_properties, job.data_folder)
+    # The connection's own, whatever a catalog adds: what a REST server hands out expires, and holds its session.
+    return load_file_io(job.settings.storage, job.data_folder)
 
 
 def delete_file(job: StreamJob, path: str) -> None:
