@@ -111,8 +111,7 @@ def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
     replaced_ids = {segment_id for segment in stage.segments for segment_id in segment.replaces}
     replaced = {
         normalised(path)
-        for segment in turn.ledger.segments(name)
-        if segment.segment_id in replaced_ids
+        for segment in turn.ledger.segments_by_id(name, replaced_ids)
         for path in segment.paths
     }
     live = live_files(table, stage.snapshot_id)
