@@ -19,7 +19,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -80,15 +82,21 @@ class OffloadClickHouseHook(ClickHouseHook):
 
 
 class NativeClickHouse:
-    """Callable as `client(query) -> rows` over the native protocol."""
+    """Callable as `client(query) -> rows` over the native protocol; one connection for all of a task's queries."""
 
     def __init__(self, conn_id: str = CLICKHOUSE) -> None:
         self._conn_id = conn_id
-        self._hook = OffloadClickHouseHook(clickhouse_conn_id=conn_id)
+
+    @cached_property
+    def _client(self) -> NativeClient:
+        """The client, which opens its connection again where a server has closed it."""
+        client = OffloadClickHouseHook(clickhouse_conn_id=self._conn_id).get_conn()
+        weakref.finalize(self, client.disconnect)
+        return client
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
-        client = self._hook.get_conn()
+        client = self._client
         address = f"{client.connection.hosts[0][0]}:{client.connection.hosts[0][1]}"
         try:
             return list(client.execute(query.text, query.parameters or None))
@@ -100,8 +108,6 @@ class NativeClickHouse:
                 f"ClickHouse at {address} failed: {said}; check that it is up and that connection {self._conn_id} "
                 "is right"
             ) from None
-        finally:
-            client.disconnect()
 
 
 def ledger() -> PostgresLedger:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,6 +70,7 @@ _PROPERTIES = {
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
     "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "20",  # of 100, the default, each of a run's steps would read all
 }
 _PUBLISH_TRIES = 5
 
@@ -194,8 +195,13 @@ def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
-    def __init__(self, properties: Mapping[str, str]) -> None:
-        self._properties = dict(properties)
+    def __init__(self, properties: Mapping[str, str] | Callable[[], Mapping[str, str]]) -> None:
+        self._given = properties
+
+    @cached_property
+    def _properties(self) -> dict[str, str]:
+        """pyiceberg's properties; asked for when first used, where they are looked up."""
+        return dict(self._given() if callable(self._given) else self._given)
 
     @cached_property
     def catalog(self) -> Catalog:

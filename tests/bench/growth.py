@@ -2,8 +2,8 @@
 
 Every quarter of an hour a window is staged and published as the protocol does, every night the day before the last is
 put together and snapshots older than seven days go. Of `late` (0.1) of the commits the new window comes with late rows
-for one an hour before, whose file is replaced in the same snapshot. `laid` days (0) were lived before, quickly: they are
-there as compaction and expiry leave a day, and only the days after them are lived by the quarter.
+for one an hour before, whose file is replaced in the same snapshot. `laid` days (0) were lived before, quickly: they
+are there as compaction and expiry leave a day, and only the days after them are lived by the quarter.
 
 Data files are described, not written, though with sizes, counts and bounds of every column: what grows is metadata.
 Writes `build/growth-<days>-<late>-<laid>.json`.
@@ -100,7 +100,7 @@ class Year:
         self.paths: dict[Window, str] = {}
 
     def commit(self, windows: Sequence[Window], rows: int, old: Sequence[DataFile] = ()) -> None:
-        """Stage and publish, as an offload and a compaction do; what was there in the windows is replaced, and `old`."""
+        """Stage and publish, as an offload and a compaction do; replace what was in the windows, and `old`."""
         self.commits += 1
         token = f"{EPOCH}-{self.commits}"
         began = time.perf_counter()
@@ -187,5 +187,5 @@ def main(days: int, late: float, laid: int) -> int:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(main(*(kind(text) for kind, text in zip((int, float, int), [*given, *("365", "0.1", "0")[len(given):]]))))
+    given = [*sys.argv[1:], *("365", "0.1", "0")[len(sys.argv) - 1 :]]
+    sys.exit(main(int(given[0]), float(given[1]), int(given[2])))
