@@ -60,12 +60,28 @@ def connection(conn_id: str) -> Connection:
         ) from None
 
 
+def _clickhouse(conn_id: str) -> Connection:
+    """Return a connection to one ClickHouse server; Permanent where it names several.
+
+    Fingerprints and rows must come from the same replica. Which one of several would answer, native and HTTP clients
+    would each decide for themselves, and anew with every query.
+    """
+    found = connection(conn_id)
+    hosts = [found.host or "localhost", *filter(None, [found.extra_dejson.get("alt_hosts")])]
+    if len(hosts) > 1 or "," in hosts[0]:
+        raise Permanent(
+            f"connection {conn_id} names several hosts ({','.join(map(str, hosts))}): fingerprints and rows must come "
+            "from one replica: name one, and another when that is lost"
+        )
+    return found
+
+
 class OffloadClickHouseHook(ClickHouseHook):
     """The plugin's hook, for a connection whose extra also says where HTTP is; values are bound by the server."""
 
     def get_conn(self) -> NativeClient:
         """Open a native client with short time-outs: a server that is away must be a sentence soon."""
-        found = connection(self._clickhouse_conn_id)
+        found = _clickhouse(self._clickhouse_conn_id)
         extra = {key: value for key, value in found.extra_dejson.items() if key not in _OWN_EXTRAS}
         loads = {name: number for name, number in _loads(self._clickhouse_conn_id, found).items() if number}
         loads.pop("max_queries", None)
@@ -120,7 +136,7 @@ def ledger() -> PostgresLedger:
 
 def settings() -> Settings:
     """Collect what the Spark driver needs; it travels in its environment."""
-    clickhouse, postgres, iceberg = connection(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
+    clickhouse, postgres, iceberg = _clickhouse(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
     http = clickhouse.extra_dejson
     scheme = "https" if http.get("secure") else "http"
     warehouse = iceberg.extra_dejson.get("warehouse")

@@ -200,7 +200,7 @@ class Lake:
 
     @cached_property
     def _properties(self) -> dict[str, str]:
-        """pyiceberg's properties; asked for when first used, where they are looked up."""
+        """Pyiceberg's properties; asked for when first used, where they are looked up."""
         return dict(self._given() if callable(self._given) else self._given)
 
     @cached_property

@@ -99,7 +99,7 @@ class OffloadOperator(SparkSubmitOperator):
     def _submit(
         self, context: Any, planned: Sequence[tuple[Turn, Work]], leases: ExitStack
     ) -> dict[str, ColdchainError]:
-        """Run an application for the tables that can be taken, or several if they are many; return the errors by table."""
+        """Run an application (for many tables several) for those that can be taken; return the errors by table."""
         from coldchain.core.job import JobSpec
 
         jobs, failed = self._take(planned)
