@@ -21,7 +21,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -60,12 +62,28 @@ def connection(conn_id: str) -> Connection:
         ) from None
 
 
+def _clickhouse(conn_id: str) -> Connection:
+    """Return a connection to one ClickHouse server; Permanent where it names several.
+
+    Fingerprints and rows must come from the same replica. Which one of several would answer, native and HTTP clients
+    would each decide for themselves, and anew with every query.
+    """
+    found = connection(conn_id)
+    hosts = [found.host or "localhost", *filter(None, [found.extra_dejson.get("alt_hosts")])]
+    if len(hosts) > 1 or "," in hosts[0]:
+        raise Permanent(
+            f"connection {conn_id} names several hosts ({','.join(map(str, hosts))}): fingerprints and rows must come "
+            "from one replica: name one, and another when that is lost"
+        )
+    return found
+
+
 class OffloadClickHouseHook(ClickHouseHook):
     """The plugin's hook, for a connection whose extra also says where HTTP is; values are bound by the server."""
 
     def get_conn(self) -> NativeClient:
         """Open a native client with short time-outs: a server that is away must be a sentence soon."""
-        found = connection(self._clickhouse_conn_id)
+        found = _clickhouse(self._clickhouse_conn_id)
         extra = {key: value for key, value in found.extra_dejson.items() if key not in _OWN_EXTRAS}
         loads = {name: number for name, number in _loads(self._clickhouse_conn_id, found).items() if number}
         loads.pop("max_queries", None)
@@ -82,15 +100,21 @@ class OffloadClickHouseHook(ClickHouseHook):
 
 
 class NativeClickHouse:
-    """Callable as `client(query) -> rows` over the native protocol."""
+    """Callable as `client(query) -> rows` over the native protocol; one connection for all of a task's queries."""
 
     def __init__(self, conn_id: str = CLICKHOUSE) -> None:
         self._conn_id = conn_id
-        self._hook = OffloadClickHouseHook(clickhouse_conn_id=conn_id)
+
+    @cached_property
+    def _client(self) -> NativeClient:
+        """The client, which opens its connection again where a server has closed it."""
+        client = OffloadClickHouseHook(clickhouse_conn_id=self._conn_id).get_conn()
+        weakref.finalize(self, client.disconnect)
+        return client
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
-        client = self._hook.get_conn()
+        client = self._client
         address = f"{client.connection.hosts[0][0]}:{client.connection.hosts[0][1]}"
         try:
             return list(client.execute(query.text, query.parameters or None))
@@ -102,8 +126,6 @@ class NativeClickHouse:
                 f"ClickHouse at {address} failed: {said}; check that it is up and that connection {self._conn_id} "
                 "is right"
             ) from None
-        finally:
-            client.disconnect()
 
 
 def ledger() -> PostgresLedger:
@@ -116,7 +138,7 @@ def ledger() -> PostgresLedger:
 
 def settings() -> Settings:
     """Collect what the Spark driver needs; it travels in its environment."""
-    clickhouse, postgres, iceberg = connection(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
+    clickhouse, postgres, iceberg = _clickhouse(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
     http = clickhouse.extra_dejson
     scheme = "https" if http.get("secure") else "http"
     if not http.get("http_port"):

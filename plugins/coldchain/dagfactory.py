@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import (
     DAG,
     AsyncCallback,
@@ -232,6 +230,10 @@ what it can't fails the task, by name.
 
 def build_shrink_dag(registry: Registry) -> DAG:
     """Build `coldchain_shrink`: show, ask, and trigger the offload; started by a person only."""
+    # More than half of what this module would take to import, each time that any file of DAGs is parsed.
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+    from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+
     tables = [table for plan in describe(registry) for table in plan.tables]
     with DAG(
         dag_id="coldchain_shrink",

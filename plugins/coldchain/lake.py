@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,14 +31,20 @@ from pyiceberg.exceptions import (
     ValidationError,
     ValidationException,
 )
-from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent, ManifestFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import StaticTable, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import ancestors_of
+from pyiceberg.table.snapshots import Operation, ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
-from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
+from pyiceberg.table.update.snapshot import (
+    ExpireSnapshots,
+    ManageSnapshots,
+    _MergeAppendFiles,
+    _OverwriteFiles,
+    _SnapshotProducer,
+)
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -72,6 +78,7 @@ _PROPERTIES = {
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
     "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "20",  # of 100, the default, each of a run's steps would read all
 }
 _PUBLISH_TRIES = 5
 # What a REST server refuses before it looks at the commit.
@@ -187,6 +194,18 @@ class _Transaction(Transaction):
         return self._seen[2]  # type: ignore[return-value]
 
 
+class _Overwrite(_OverwriteFiles, _MergeAppendFiles):  # type: ignore[misc]
+    """pyiceberg's, which (0.12) merges manifests on append alone, and keeps even those of which every file is gone.
+
+    A table with late rows in every run never appends: two manifests more with each commit, all of them read by each.
+    """
+
+    _validate_concurrency = _SnapshotProducer._validate_concurrency  # an append's looks at nothing
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        return [each for each in super()._existing_manifests() if each.has_added_files() or each.has_existing_files()]
+
+
 def _transaction(table: Table) -> Transaction:
     return _Transaction(table)
 
@@ -202,8 +221,13 @@ def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
-    def __init__(self, properties: Mapping[str, Any]) -> None:
-        self._properties = dict(properties)
+    def __init__(self, properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        self._given = properties
+
+    @cached_property
+    def _properties(self) -> dict[str, Any]:
+        """Pyiceberg's properties; asked for when first used, where they are looked up."""
+        return dict(self._given() if callable(self._given) else self._given)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -553,10 +577,14 @@ def stage(
         _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
         with _transaction(table) as transaction:
-            update = transaction.update_snapshot(
-                snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch
+            snapshot = (_Overwrite if old else _MergeAppendFiles)(
+                operation=Operation.OVERWRITE if old else Operation.APPEND,
+                transaction=transaction,
+                io=table.io,
+                branch=branch,
+                snapshot_properties={key: _text(value) for key, value in properties.items()},
             )
-            with update.overwrite() if old else update.merge_append() as snapshot:
+            with snapshot:
                 for file in old:
                     snapshot.delete_data_file(file)
                 for file in new:

@@ -575,7 +575,8 @@ def republish(turn: Turn, stage: Stage) -> None:
 
     What may replace published segments without asking the source is what equals them: that is looked at here again.
     """
-    held = {segment.segment_id: segment for segment in turn.ledger.segments(turn.spec.name)}
+    replaced_ids = {segment_id for segment in stage.segments for segment_id in segment.replaces}
+    held = {segment.segment_id: segment for segment in turn.ledger.segments_by_id(turn.spec.name, replaced_ids)}
     for segment in stage.segments:
         replaced = [held[number] for number in segment.replaces if number in held]
         if fingerprint.total(each.fingerprint for each in replaced) != segment.fingerprint or any(

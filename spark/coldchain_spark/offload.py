@@ -18,7 +18,7 @@ from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
-from coldchain.core.plan import Plan, PlannedWindow, make_plan
+from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
 from coldchain.core.sql import Query
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
@@ -203,9 +203,7 @@ class _Offload:
         failpoint.hit("offload.before_stream")
         staged = self._stream(table, columns, found)
         failpoint.hit("offload.after_stream")
-        segments = self.ledger.segments(self.spec.name)
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        gone = {iceberg.normalised(p) for s in segments if s.segment_id in replaced for p in s.paths}
+        gone = {iceberg.normalised(path) for segment in self._replaced(staged) for path in segment.paths}
         live = iceberg.live_files(table, known.main_snapshot_id)
         if missing := sorted(gone - live.keys()):
             raise BaseMoved(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
@@ -307,9 +305,11 @@ class _Offload:
                     f"table={self.spec.name} window={segment.window}: rows changed again after it was read; nothing "
                     "was staged, the task is tried again"
                 )
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        segments = [s for s in self.ledger.segments(self.spec.name) if s.segment_id in replaced]
-        self._refuse_losses(make_plan(windows, segments, now, self.rules))
+        self._refuse_losses(make_plan(windows, self._replaced(staged), now, self.rules))
+
+    def _replaced(self, staged: Sequence[StagedSegment]) -> list[Segment]:
+        """Read the segments that what is staged replaces: a year's would take longer than the stream."""
+        return self.ledger.segments_by_id(self.spec.name, {number for each in staged for number in each.replaces})
 
     def _segment(
         self, table: Table, planned: PlannedWindow, buckets: dict[int, Fingerprint], files: list[Streamed]

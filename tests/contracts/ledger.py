@@ -152,6 +152,7 @@ class LedgerContract:
             lambda ledger: ledger.lease("nobody_knows"),
             lambda ledger: ledger.state("nobody_knows"),
             lambda ledger: ledger.segments("nobody_knows"),
+            lambda ledger: ledger.segments_by_id("nobody_knows", [1]),
             lambda ledger: ledger.publishing("nobody_knows"),
             lambda ledger: ledger.superseded("nobody_knows", ["/w/a"]),
             lambda ledger: ledger.note("nobody_knows", "t-1", "run/1", "idle"),
@@ -217,9 +218,12 @@ class LedgerContract:
         self.record(ledger, name, token)
         self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2)))
         old, kept = ledger.segments(name)
+        assert ledger.segments_by_id(name, {kept.segment_id, old.segment_id}) == [old, kept]
+        assert ledger.segments_by_id(name, ()) == []
         made = stage(token, staged(0, 1, rows=11, replaces=(old.segment_id,)), snapshot=3, base=2)
         self.publish(ledger, name, token, made)
         new, still = ledger.segments(name)
+        assert ledger.segments_by_id(name, [old.segment_id, new.segment_id]) == [new], "what was replaced is gone"
         assert (new.fingerprint.rows, still) == (11, kept)
         assert [s.segment_id for s in ledger.superseded(name, old.paths)] == [old.segment_id]
 
@@ -380,7 +384,9 @@ class LedgerContract:
         self.publish(ledger, other, second, stage(second, staged(0, 1)))
         ledger.note(name, token, "run/1", "idle")
         assert len(ledger.segments(name)) == len(ledger.segments(other)) == 1
-        assert ledger.segments(name)[0].segment_id != ledger.segments(other)[0].segment_id
+        (theirs,) = ledger.segments(other)
+        assert ledger.segments(name)[0].segment_id != theirs.segment_id
+        assert ledger.segments_by_id(name, [theirs.segment_id]) == []
         assert ledger.attempts(other, "run/1") == []
         assert ledger.state(other).origin_us is None
 

@@ -143,6 +143,9 @@ class Ledger(Protocol):
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
 
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        """Read those of the segments that are still published, empty or expired, in order of time."""
+
     def publishing(self, name: str) -> list[Publishing]:
         """Read what a committer left undecided; at most one entry per snapshot."""
 

@@ -177,6 +177,10 @@ class MemoryLedger:
         with self._transaction(name) as table:
             return [s for s in self._done(table) if window is None or s.window.overlaps(window)]
 
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        with self._transaction(name) as table:
+            return [s for s in self._done(table) if s.segment_id in segment_ids]
+
     def publishing(self, name: str) -> list[Publishing]:
         with self._transaction(name) as table:
             found = {

@@ -276,13 +276,17 @@ class PostgresLedger:
         return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
+        return self._done(name, *(("", ()) if window is None else ('AND "window" && %s', (_range(window),))))
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        return self._done(name, "AND segment_id = ANY(%s)", (list(segment_ids),)) if segment_ids else []
+
+    def _done(self, name: str, condition: str, values: tuple[Any, ...]) -> list[Segment]:
         with self._transaction() as cursor:
-            table_id = self._table_id(cursor, name)
-            overlaps = "" if window is None else 'AND "window" && %s'
             cursor.execute(
                 f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s "
-                f"AND state IN ('published', 'empty', 'expired') {overlaps} ORDER BY lower(\"window\")",
-                (table_id,) if window is None else (table_id, _range(window)),
+                f"AND state IN ('published', 'empty', 'expired') {condition} ORDER BY lower(\"window\")",
+                (self._table_id(cursor, name), *values),
             )
             return [_segment(row) for row in cursor.fetchall()]
 
