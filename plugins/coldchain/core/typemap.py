@@ -105,7 +105,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "UInt64": {"long": "half the size; a value over 9223372036854775807 fails the run"},
     "String": {"binary": "any bytes; without it text that is not valid UTF-8 fails the proof"},
     "FixedString": {"string": "text without the zero bytes that pad it"},
-    "UUID": {"string": "its text; servers as old as 24.8 can't write the type as Parquet"},
+    "UUID": {"string": "its text"},
     **{name: {"decimal": "decimal(38, 0); a longer value fails the run", "string": "its digits"} for name in _WIDE},
     "Decimal256": {"decimal": "38 digits of the same scale; a longer value fails the run", "string": "its text"},
     "DateTime64(7..9)": {
