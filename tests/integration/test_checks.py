@@ -33,6 +33,7 @@ CASES = [
 
 def fill(lab: Lab) -> None:
     """Insert ten rows, seq 1 to 10 a minute apart, and the first again at its own time: sequence 4 comes late."""
+    lab.keep_doubles()
     lab.insert(
         (START + number * MINUTE, number) for number in (1, 2, 3, 5, 4, 6, 7, 8, 9, 10) for _ in [0] if number != 4
     )
@@ -49,7 +50,7 @@ def found(lab: Lab, event: str) -> list[dict[str, Any]]:
 def test_a_broken_check_blocks_and_says_what_it_found(
     lab: Lab, checks: dict[str, Any], name: str, broken: int, words: str
 ) -> None:
-    lab.spec = replace(lab.spec, read="raw", checks=checks)
+    lab.spec = replace(lab.spec, checks=checks)
     fill(lab)
     reading = lab.read()
     lab.offload(reading)
@@ -66,7 +67,7 @@ def test_a_broken_check_blocks_and_says_what_it_found(
 def test_a_check_that_only_warns_lets_the_window_pass_and_leaves_its_finding(
     lab: Lab, checks: dict[str, Any], name: str, broken: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lab.spec = replace(lab.spec, read="raw", checks={**checks, "warn": [*checks]})
+    lab.spec = replace(lab.spec, checks={**checks, "warn": [*checks]})
     fill(lab)
     lab.run()
     assert [s.fingerprint.rows for s in lab.ledger.segments(lab.name) if s.state == "published"] == [11]

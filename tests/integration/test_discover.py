@@ -106,10 +106,50 @@ def test_what_a_person_must_decide_is_said(other: Lab) -> None:
     )
     text = entry(describe(other.client, f"k2.{other.name}_other"))
     (found,) = yaml.safe_load(text)
-    assert (found["event_time"], found["retention"], found["partitioning"]) == ("day", "90d", ["month(day)"])
+    assert (found["event_time"], found["retention"], found["partitioning"]) == ("day", "89d", ["month(day)"])
     assert "decide: AggregatingMergeTree merges rows" in text
     assert "decide: column sums AggregateFunction(sum, UInt64)" in text
+    assert found["types"] == {"id": "long"}, "no form is chosen for a column that is refused"
     assert "decide: column j SimpleAggregateFunction(max, Int256)" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "table", "retention", "said"),
+    [
+        ("", "TTL ts + INTERVAL 3 DAY TO VOLUME 'default', ts + INTERVAL 90 DAY", "90d", ""),
+        ("TTL ts + INTERVAL 1 DAY", "TTL ts + INTERVAL 30 DAY", "1d", "source takes rows after 30d, column v after 1d"),
+        ("", "TTL ts + INTERVAL 7 DAY DELETE WHERE v = 'a, b', ts + INTERVAL 30 DAY", "7d", "some rows after 7d"),
+        ("", "TTL addDays(ts, 7)", "7d", ""),
+        (
+            "",
+            "TTL toDateTime(if(v = 'a, b', ts, at)) + INTERVAL 7 DAY",
+            None,
+            "row is there and whole: rows by TTL toDa",
+        ),
+        ("", "TTL at + INTERVAL 7 DAY", None, "how long after ts a row is there and whole: rows by TTL at + "),
+    ],
+)
+def test_a_retention_is_what_the_ttls_leave(
+    other: Lab, column: str, table: str, retention: str | None, said: str
+) -> None:
+    other.execute(
+        f"CREATE TABLE k2.{other.name}_other (ts DateTime('UTC'), at DateTime('UTC'), v String {column}) "
+        f"ENGINE = MergeTree ORDER BY ts {table}"
+    )
+    text = entry(describe(other.client, f"k2.{other.name}_other"))
+    (found,) = yaml.safe_load(text)
+    assert found.get("retention") == retention
+    (line,) = [line for line in text.splitlines() if "retention" in line]
+    assert ("decide:" in line) == bool(said), line
+    assert said in line
+
+
+def test_a_replacing_table_with_a_loose_key_is_discovered_with_a_warning(other: Lab) -> None:
+    other.execute(
+        f"CREATE TABLE k2.{other.name}_other (ts DateTime('UTC'), n UInt64) ENGINE = ReplacingMergeTree ORDER BY n"
+    )
+    text = entry(describe(other.client, f"k2.{other.name}_other"))
+    assert "read: final            # decide: ts is not in the sorting key" in text
 
 
 def test_an_unknown_table_and_a_name_that_is_none_are_refused(lab: Lab) -> None:

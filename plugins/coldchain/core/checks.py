@@ -67,8 +67,9 @@ def row_counters(spec: TableSpec) -> list[Counter]:
         for name in spec.checks.get("not_null", ())
     ]
     if spec.checks.get("unique"):
+        # A tuple, for of several arguments uniqExact leaves out the rows in which one is NULL.
         key = comma(quote(name) for name in spec.key)
-        counters.append(Counter("unique", f"unique ({', '.join(spec.key)})", f"count() - uniqExact({key})", {}))
+        counters.append(Counter("unique", f"unique ({', '.join(spec.key)})", f"count() - uniqExact(tuple({key}))", {}))
     counters += _ranges(spec.checks.get("range", {}))
     for index, (name, values) in enumerate(spec.checks.get("accepted", {}).items()):
         column = quote(name)
@@ -99,7 +100,8 @@ def falls(spec: TableSpec, relation: str) -> Query | None:
     column, time = quote(wanted["column"]), quote(spec.event_time)
     by = f"PARTITION BY {comma(quote(name) for name in wanted['by'])} " if wanted.get("by") else ""
     frame = f"({by}ORDER BY {time}, {column} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)"
-    rows = f"SELECT {column} AS now, lagInFrame({column}, 1, {column}) OVER {frame} AS before FROM {relation}"
+    rows = f"SELECT {column} AS now, lagInFrame({column}, 1, {column}) OVER {frame} AS before FROM {relation} "
+    rows += f"WHERE isNotNull({column})"  # or what follows a NULL is compared with nothing
     return Query(f"SELECT countIf(now < before) FROM ({rows})", {})
 
 
