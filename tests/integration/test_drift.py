@@ -42,7 +42,7 @@ def files(lab: Lab) -> set[str]:
 
 
 def verify(lab: Lab) -> list[str]:
-    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec)
+    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec).differences
 
 
 def later(minutes: int) -> str:
