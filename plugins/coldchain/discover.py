@@ -171,8 +171,10 @@ def _types(columns: Iterable[tuple[str, str]]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the entry of one table."""
-    if len(arguments) != 1:
-        print("usage: python -m coldchain.discover database.table", file=sys.stderr)
+    if len(arguments) != 1 or not arguments[0]:
+        print(
+            "usage: python -m coldchain.discover database.table (make discover TABLE=database.table)", file=sys.stderr
+        )
         return 64
     try:
         found = Settings.from_environment()

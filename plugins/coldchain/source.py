@@ -12,7 +12,7 @@ from coldchain.core import checks, drift, engine, fingerprint
 from coldchain.core.errors import Permanent, SchemaDrift, SourceTruncates
 from coldchain.core.fingerprint import Fingerprint, total, within
 from coldchain.core.plan import Segment
-from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
+from coldchain.core.sql import Query, ambiguous, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, canonical_column
 from coldchain.core.windows import DAY_US, Window, floor_us, merge
@@ -253,6 +253,7 @@ class Source:
         if missing := sorted(wanted - named):
             raise SchemaDrift(f"table={spec.name}: the registry names column {', '.join(missing)}, "
                               f"which {spec.source} does not have; it has {', '.join(sorted(named))}")  # fmt: skip
+        refuse_ambiguous(spec.name, [name for name, _ in rows])
         columns = tuple(canonical_column(name, kind, spec.types.get(name)) for name, kind in rows)
         event_time = next(column for column in columns if column.name == spec.event_time)
         if event_time.iceberg != "timestamptz" or event_time.nullable:
@@ -345,6 +346,15 @@ class Source:
         for part, start, count in rows:
             counts[tuple(part)][int(start)] = int(count)
         return counts
+
+
+def refuse_ambiguous(table: str, names: Sequence[str]) -> None:
+    """Refuse names that differ only by case: Spark SQL, which can't tell them apart, could read none of the columns."""
+    if twice := ambiguous(names):
+        raise SchemaDrift(
+            f"table={table}: columns {' and '.join(twice)} differ only by case, and Spark SQL can't tell them apart: "
+            "rename one, or name a view as source that does; nothing was moved"
+        )
 
 
 def column_ttl_texts(client: Client, source: str) -> list[tuple[str, str]]:

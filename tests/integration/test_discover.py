@@ -12,7 +12,7 @@ import yaml
 from coldchain.core.errors import BadRequest, Permanent
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
-from coldchain.discover import describe, entry
+from coldchain.discover import describe, entry, main
 from coldchain.registry import load_registry
 from tests.lab import Lab, yesterday
 
@@ -54,7 +54,9 @@ def test_a_discovered_table_moves(lab: Lab, tmp_path: Path) -> None:
     lab.check_equal(100)
 
 
-def test_a_table_that_is_disabled_stands_still_and_goes_on_from_its_watermark(lab: Lab, tmp_path: Path) -> None:
+def test_a_table_that_is_disabled_or_taken_out_stands_still_and_goes_on_from_its_watermark(
+    lab: Lab, tmp_path: Path
+) -> None:
     lab.insert_many(START, 60, 60_000_000)
     lab.spec = discovered(lab, lab.spec.source, tmp_path)
     lab.run(Request(None, lab.window(START, START + timedelta(hours=1)).end_us))
@@ -62,6 +64,8 @@ def test_a_table_that_is_disabled_stands_still_and_goes_on_from_its_watermark(la
     text = "tables:\n" + entry(describe(lab.client, lab.spec.source))
     path.write_text(text + "    enabled: false\n", encoding="utf-8")
     assert [table.enabled for table in load_registry(path).tables] == [False]
+    path.write_text("tables: []\n", encoding="utf-8")  # or it is taken out altogether
+    assert (load_registry(path).tables, load_registry(path).problems) == ((), ())
     lab.insert_many(START + timedelta(hours=1), 60, 60_000_000, first=100)
     path.write_text(text, encoding="utf-8")
     (lab.spec,) = load_registry(path).tables
@@ -150,6 +154,21 @@ def test_a_replacing_table_with_a_loose_key_is_discovered_with_a_warning(other: 
     )
     text = entry(describe(other.client, f"k2.{other.name}_other"))
     assert "read: final            # decide: ts is not in the sorting key" in text
+
+
+def test_the_command_prints_an_entry_or_says_why_not(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in lab.environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([lab.spec.source]) == 0
+    assert capsys.readouterr().out == entry(describe(lab.client, lab.spec.source))
+    assert main(["k2.nothing"]) == Permanent.exit_code
+    assert "source k2.nothing does not exist" in capsys.readouterr().err
+    assert main(["nothing"]) == BadRequest.exit_code
+    for wrong in ([], [""], ["k2.a", "k2.b"]):
+        assert main(wrong) == 64
+        assert "usage: " in capsys.readouterr().err
 
 
 def test_an_unknown_table_and_a_name_that_is_none_are_refused(lab: Lab) -> None:

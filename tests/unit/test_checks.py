@@ -6,9 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
-from coldchain.core.checks import falls, row_counters
+from coldchain.core.checks import falls, row_bounds, row_counters
+from coldchain.core.fingerprint import Fingerprint
 from coldchain.core.sql import Query
+from coldchain.core.windows import MINUTE_US, Window, merge, steps
 from tests.unit.engine import Engine, spec
 
 UNIQUE = replace(spec(), key=("ts", "a", "b"), checks={"unique": True})
@@ -43,3 +46,26 @@ def test_a_fall_shows_across_rows_without_a_number(engine: Engine, values: list[
     query = falls(replace(spec(), checks={"monotonic": RISING}), "k2.t")
     assert query is not None
     assert engine(query) == [(broken,)]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "broken"),
+    [({"max": 9}, []), ({"max": 8}, [2]), ({"min": 1}, [1]), ({"min": 2, "max": 8}, [0, 1, 2]), ({"min": 0}, [])],
+)
+def test_rows_are_bounded_in_every_window_of_the_grid(bounds: dict[str, int], broken: list[int]) -> None:
+    """What was staged as one window, on a first load a day of it, is looked at as the runs of a day would."""
+    table = replace(spec(), checks={"rows": bounds})
+    quarter = table.grid_us
+    buckets = {0: Fingerprint(1, 7), 2 * quarter: Fingerprint(4, 7), 2 * quarter + MINUTE_US: Fingerprint(5, 7)}
+    found = list(row_bounds(table, [(Window(0, 3 * quarter), buckets)]))
+    assert [each.window for each in found] == [Window(at * quarter, (at + 1) * quarter) for at in range(3)]
+    assert [at for at, each in enumerate(found) if each.broken] == broken
+
+
+@given(st.integers(-500, 500), st.integers(1, 500), st.integers(1, 90))
+def test_steps_are_a_window_cut_at_multiples(start: int, length: int, step: int) -> None:
+    whole = Window(start, start + length)
+    parts = list(steps(whole, step))
+    assert merge(parts) == [whole]
+    assert all(part.start_us % step == 0 for part in parts[1:])
+    assert all(part.end_us - part.start_us <= step for part in parts)

@@ -7,7 +7,7 @@
 | range     | rows outside the least and the largest value; NaN is outside             |
 | accepted  | rows whose value, as text, is not in the list                            |
 | monotonic | rows whose value is below that of the row before, in order of event time |
-| rows      | windows with fewer or more rows than allowed                             |
+| rows      | windows of the grid, of those staged, with fewer or more rows            |
 | balance   | windows whose rows, or sum, differ from those of other source tables     |
 """
 
@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coldchain.core.fingerprint import Buckets, total, within
 from coldchain.core.sql import Parameters, Query, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us
+from coldchain.core.windows import Window, format_us, steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +112,21 @@ def monotonic_name(spec: TableSpec) -> str:
     return f"monotonic {wanted['column']}" + (f" by {', '.join(wanted['by'])}" if wanted.get("by") else "")
 
 
-def row_bounds(spec: TableSpec, windows: Iterable[tuple[Window, int]]) -> Iterator[Result]:
-    """Check the number of rows of each window."""
+def row_bounds(spec: TableSpec, staged: Iterable[tuple[Window, Buckets]]) -> Iterator[Result]:
+    """Check the number of rows of every window of the table's grid, however many of them were staged as one.
+
+    A stretch in which the source holds no row at all is not staged, and not looked at.
+    """
     bounds = spec.checks.get("rows")
     if bounds is None:
         return
     least, most = bounds.get("min", 0), bounds.get("max")
-    for window, rows in windows:
-        is_broken = rows < least or (most is not None and rows > most)
-        said = f"{rows:,} rows, allowed are {least:,} to {'any number' if most is None else f'{most:,}'}"
-        yield Result("rows", "rows", window, int(is_broken), is_blocking(spec, "rows"), said)
+    for whole, buckets in staged:
+        for window in steps(whole, spec.grid_us):
+            rows = total(within(buckets, window).values()).rows
+            is_broken = rows < least or (most is not None and rows > most)
+            said = f"{rows:,} rows, allowed are {least:,} to {'any number' if most is None else f'{most:,}'}"
+            yield Result("rows", "rows", window, int(is_broken), is_blocking(spec, "rows"), said)
 
 
 def staged_sum(spec: TableSpec) -> str:

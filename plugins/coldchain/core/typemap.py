@@ -16,7 +16,7 @@ from functools import partial
 from coldchain.core.canonical import Value, hashed, list_of
 from coldchain.core.clickhouse_type import Type, parse_type
 from coldchain.core.errors import UnsupportedType
-from coldchain.core.sql import IDENTIFIER, comma, quote
+from coldchain.core.sql import IDENTIFIER, ambiguous, comma, quote
 
 # Builds the canonical value from an expression of the source's type.
 Read = Callable[[str], str]
@@ -287,6 +287,11 @@ def _tuple(source: Type, wanted: str | None, depth: int) -> _Mapped:
         raise UnsupportedType(
             f"{source} has an element named {odd[0]!r}, of other characters than letters, digits and _: "
             f"cast it to a Tuple without names {VIEW} (a cast to other names makes its elements zero)"
+        )
+    if twice := ambiguous(names):
+        raise UnsupportedType(
+            f"{source} has elements {' and '.join(twice)}, which differ only by case, and Spark SQL can't tell them "
+            f"apart: cast it to a Tuple without names {VIEW}"
         )
     if not parts:
         raise UnsupportedType(f"{source} has no elements: leave the column out {VIEW}")

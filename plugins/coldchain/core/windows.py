@@ -39,6 +39,15 @@ class Window:
         return self.start_us <= other.start_us and other.end_us <= self.end_us
 
 
+def steps(window: Window, step_us: int) -> Iterator[Window]:
+    """Cut a window at the multiples of a step."""
+    start_us = window.start_us
+    while start_us < window.end_us:
+        end_us = min(floor_us(start_us, step_us) + step_us, window.end_us)
+        yield Window(start_us, end_us)
+        start_us = end_us
+
+
 def duration_us(text: str) -> int:
     """Read a duration such as `15m` or `7d`, in microseconds."""
     return int(text[:-1]) * _DURATIONS_US[text[-1]]
