@@ -234,7 +234,7 @@ def check_quality(
         now_us: windows that are older than `balance` reaches are left out.
         storage: pyiceberg's properties of the object store that the files are on.
     """
-    results = list(checks.row_bounds(spec, ((segment.window, segment.fingerprint.rows) for segment in segments)))
+    results = list(checks.row_bounds(spec, ((segment.window, segment.buckets) for segment in segments)))
     for segment in segments:
         results += _count_rows(spec, columns, segment, storage)
         results += _count_falls(spec, columns, segment, storage)

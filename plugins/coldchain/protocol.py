@@ -336,11 +336,13 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         log.warning("%s: the watermark row said %s and was repaired from the segments", spec.name, said)
     source.preflight()
     columns = source.columns()
+    noted: dict[str, list[str]] = {}  # how the source's columns differ, for the ledger
     if (table := turn.lake.load(spec.target)) is not None:
         found_drift = drift_of(spec, columns, table)
         columns = found_drift.columns
         for said in found_drift.said:
             log.warning("%s: %s", spec.name, said)
+        noted = found_drift.noted
     extent = source.extent()
     state = ledger.state(spec.name)
     capped_us, slowest = upstream_us(turn, asked)
@@ -348,7 +350,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if capped_us is not None and capped_us < request.end_us(asked, extent.now_us, spec.grid_us, spec.lateness_us):
         waits = f"; it waits for {slowest}, which {_reached(capped_us)}"
         if capped_us == MIN_US:
-            ledger.note(spec.name, token, turn.run_key, "idle")
+            ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
             return Reading(token, None, Plan(), state.watermark_us, f"{spec.name}: nothing to move{waits}")
     origin_us = min((us for us in (state.origin_us, extent.origin_us) if us is not None), default=None)
     wanted, until_us = request.windows_to_compare(
@@ -395,7 +397,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if is_idle and complaint:
         raise (SourceShrank if found.shrunk else ForeignFiles)(complaint)
     if is_idle:
-        ledger.note(spec.name, token, turn.run_key, "idle")
+        ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
         ledger.mark(spec.name, "success")
         return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}{waits}")
     ledger.mark(spec.name, "running")

@@ -130,10 +130,14 @@ class _Offload:
         columns = drift.columns
         found = self._plan(columns)
         if not found.windows:
-            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle")
+            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle", {**drift.noted})
             return Outcome(self.spec.name, "idle", message="everything asked for is published already")
         try:
             stage = self._stage(self._table(table, drift), columns, found)
+            self.ledger.note(
+                self.spec.name, self.job.token, self.job.run_key, "staged", {**stage.to_json(), **drift.noted}
+            )
+            failpoint.hit("offload.after_record")
         except BaseException:
             self._clean()
             raise
@@ -212,7 +216,7 @@ class _Offload:
         failpoint.hit("offload.before_stage")
         snapshot_id = self._commit(table, [live[path] for path in gone], new, staged)
         failpoint.hit("offload.after_stage")
-        stage = Stage(
+        return Stage(
             token=self.job.token,
             branch=iceberg.branch_name(self.job.token),
             snapshot_id=snapshot_id,
@@ -220,9 +224,6 @@ class _Offload:
             version=fingerprint.version(columns),
             segments=tuple(staged),
         )
-        self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
-        failpoint.hit("offload.after_record")
-        return stage
 
     def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
         properties = {
