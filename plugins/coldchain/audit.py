@@ -26,7 +26,7 @@ from coldchain.core.windows import Window, format_us
 from coldchain.lake import columns_of, drift_of, head_of, live_files, normalised
 from coldchain.proof import Found, query_chdb, relation_of
 from coldchain.protocol import Turn
-from coldchain.report import Services, read_published, sealed_before, source_of
+from coldchain.report import Services, read_published, source_of
 from coldchain.source import Source
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def audit(turn: Turn, client: HttpClickHouse, mode: str, chance: random.Random |
 def _look(services: Services, spec: TableSpec, chosen: Sequence[Segment], found: Audit, *, is_deep: bool) -> None:
     table = services.lake.require(spec.target)
     live = live_files(table, head_of(table))
-    sealed_us = sealed_before(spec, Source(services.client, spec).extent().now_us)
+    sealed_us = spec.sealed_before_us(Source(services.client, spec).extent().now_us)
 
     def is_held(segment: Segment) -> bool:
         return sealed_us is None or segment.window.start_us >= sealed_us

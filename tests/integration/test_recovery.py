@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import psycopg2
 import pytest
 
 from coldchain import protocol
-from coldchain.core.errors import BadRequest, Fenced, ForeignFiles, Permanent, StageGone
+from coldchain.core.errors import BadRequest, BaseMoved, Fenced, ForeignFiles, LastCopy, Permanent, StageGone
 from coldchain.core.order import Order
 from coldchain.core.request import Request
 from coldchain.core.windows import DAY_US, MINUTE_US, to_us
 from coldchain.lake import head_of, live_files
+from coldchain.maintenance import tidy
 from coldchain.recovery import carry_out
 from coldchain.store.migrate import migrate
 from coldchain.store.postgres import PostgresLedger
@@ -200,7 +203,7 @@ def test_what_the_source_forgot_holds_the_watermark_until_a_person_gives_it_up(l
     watermark_us = lab.ledger.state(lab.name).watermark_us
     assert watermark_us is not None
     assert watermark_us > to_us(START)
-    with pytest.raises(Permanent, match="are no expired segments; expired are none"):
+    with pytest.raises(Permanent, match="are neither expired segments nor lost by main; expired are none, lost none"):
         carry_out(lab.turn("recovery/1"), order)
 
 
@@ -262,6 +265,118 @@ def test_a_table_is_made_anew_when_a_person_says_so(lab: Lab) -> None:
     assert "2 segments forgotten" in order(lab, "recreate")
     lab.run(run_key="test/next")
     lab.check_equal(120)
+
+
+def rows_of(lab: Lab) -> list[dict[str, Any]]:
+    """Return all rows of main, in order."""
+    rows = lab.lake.require(lab.spec.target).scan().to_arrow().to_pylist()
+    return sorted(rows, key=lambda row: row["seq"])
+
+
+@pytest.fixture
+def sealed(lab: Lab) -> Lab:
+    """A table of two days, published in two snapshots; the source has forgotten the first day."""
+    lab.spec = replace(lab.spec, retention_us=3 * DAY_US)
+    old = START - timedelta(days=4)
+    lab.insert_many(old, 60, int(MINUTE_US))
+    lab.run(Request(lab.window(old, old + HOUR), None), run_key="test/old")
+    lab.execute(f"ALTER TABLE k2.{lab.name} DROP PARTITION {old:%Y%m%d}")
+    lab.insert_many(START, 60, int(MINUTE_US), first=100)
+    lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/new")
+    return lab
+
+
+def roll_back(lab: Lab, to: int) -> None:
+    """Move main to a snapshot, the oldest of which is 0, as somebody else would."""
+    table = lab.lake.require(lab.spec.target)
+    snapshots = sorted(table.snapshots(), key=lambda snapshot: snapshot.sequence_number or 0)
+    table.manage_snapshots().set_current_snapshot(snapshot_id=snapshots[to].snapshot_id).commit()
+
+
+def restore_older(lab: Lab) -> None:
+    """Let the catalog know the table as it was before its first row."""
+    log = lab.lake.require(lab.spec.target).metadata.metadata_log
+    lab.lake.register(lab.spec.target, log[0].metadata_file)
+
+
+def make_anew(lab: Lab) -> None:
+    """Let somebody drop the table and make it again in its folder."""
+    lab.lake.catalog.drop_table(lab.spec.target)
+    lab.lake.create(lab.spec, lab.source().columns())
+
+
+def set_aside(lab: Lab) -> None:
+    """Rename what was made anew, and put back what was."""
+    lab.lake.catalog.rename_table(lab.spec.target, f"{lab.spec.target}_new")
+    order(lab, "register")
+
+
+@pytest.mark.fault("F34", recovery="register, roll forward")
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [
+        (partial(roll_back, to=0), partial(roll_back, to=-1)),
+        (restore_older, partial(order, action="register")),
+        (make_anew, set_aside),
+    ],
+    ids=["rolled back", "restored from an older dump", "dropped and made anew"],
+)
+def test_the_last_copy_of_rows_is_not_forgotten(sealed: Lab, damage: Any, remedy: Any) -> None:
+    """What main held and the source forgot is named, and kept until a person brings it back."""
+    lab, base, rows = sealed, sealed.ledger.state(sealed.name).base, rows_of(sealed)
+    paths = [path for segment in lab.ledger.segments(lab.name) for path in segment.paths]
+    damage(lab)
+    for _ in range(2):
+        with pytest.raises(LastCopy, match=r"lost 1 published segments, .*set_current_snapshot .* register .* accept"):
+            lab.run(run_key="test/refused")
+    with pytest.raises(LastCopy):
+        tidy(lab.turn("maintenance/1"), time.time_ns() // 1000 + 8 * DAY_US, is_dry=False)
+    assert lab.ledger.state(lab.name).base == base
+    assert len(paths) == 2
+    assert all(Path(path).exists() for path in paths)
+    remedy(lab)
+    assert lab.run(run_key="test/next").work is None, "nothing moves again"
+    assert rows_of(lab) == rows
+
+
+def test_the_last_copy_of_rows_is_given_up_by_a_person_only(sealed: Lab) -> None:
+    """By its segments' ids, and all of them: what the source still holds is moved again, the rest has expired."""
+    lab = sealed
+    roll_back(lab, to=0)
+    with pytest.raises(LastCopy) as refused:
+        lab.run(run_key="test/refused")
+    (lost, held) = [segment.segment_id for segment in lab.ledger.segments(lab.name) if segment.paths]
+    assert f"segments {lost})" in str(refused.value)
+    give_up = Order("accept", "the exchange sent rubbish that day", (lost,))
+    with pytest.raises(Permanent, match=f"{held} are neither expired segments nor lost by main"):
+        carry_out(lab.turn("recovery/1"), replace(give_up, segments=(lost, held)))
+    assert "would be given up as lost" in carry_out(lab.turn("recovery/1"), give_up)
+    with pytest.raises(LastCopy):
+        lab.run(run_key="test/still refused")
+    assert "the rest will have expired" in carry_out(lab.turn("recovery/1"), replace(give_up, is_dry=False))
+    lab.run(run_key="test/next")
+    lab.check_equal(60)
+    expired = next(s for s in lab.ledger.segments(lab.name) if s.state == "expired")
+    assert expired.window.start_us == to_us(START - timedelta(days=4))
+
+
+def test_a_table_that_vanishes_under_a_driver_is_not_made_anew(sealed: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its segments would be taken for what the new table holds."""
+    lab, take, base = sealed, protocol.take, sealed.ledger.state(sealed.name).base
+    lab.insert([(START + 2 * HOUR, 900)])
+    reading = lab.read()
+
+    def take_and_drop(turn: protocol.Turn) -> str:
+        token = take(turn)
+        lab.lake.catalog.drop_table(lab.spec.target)
+        return token
+
+    monkeypatch.setattr(protocol, "take", take_and_drop)
+    outcome = lab.offload(reading)
+    assert (outcome.outcome, outcome.exit_code) == ("failed", BaseMoved.exit_code)
+    assert "others changed it since it was taken" in outcome.message
+    assert lab.lake.load(lab.spec.target) is None
+    assert lab.ledger.state(lab.name).base == base
 
 
 def test_what_can_t_be_registered_is_said(lab: Lab) -> None:
