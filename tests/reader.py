@@ -122,14 +122,18 @@ class Reader:
         if snapshot is None or (self.seen and self.seen[-1][0] == snapshot.snapshot_id):
             return
         token = snapshot.summary["coldchain.token"] if snapshot.summary else None
-        if token is not None and not self._is_proven(token):
+        if token is not None and not self._is_proven(token, snapshot.snapshot_id):
             self._problems.append(f"main of {self.spec.target} is at {snapshot.snapshot_id}, which nobody had proven")
         rows = self._sides(self._client, table, self.spec.source).target_rows()
         self.seen.append((snapshot.snapshot_id, _by_window(rows, self.spec.event_time)))
 
-    def _is_proven(self, token: str) -> bool:
+    def _is_proven(self, token: str, snapshot_id: int) -> bool:
         with self._ledger.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM coldchain.attempts WHERE token = %s AND event = 'validated'", (token,))
+            cursor.execute(
+                "SELECT 1 FROM coldchain.attempts WHERE token = %s AND event = 'validated' "
+                "AND detail ->> 'snapshot_id' = %s",
+                (token, str(snapshot_id)),
+            )
             return cursor.fetchone() is not None
 
 

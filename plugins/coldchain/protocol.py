@@ -544,17 +544,18 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
         StageGone: there is something to do but no such stage.
         Fenced: a later attempt has the table.
     """
-    stage, seen, why = None, set(), ""
+    stage, proven, why = None, set(), ""
     for attempt in _newest_try(turn):
         if attempt.event in ("committed", "idle"):
             return None
-        seen.add(attempt.event)
+        if attempt.event == "validated":
+            proven.add(attempt.detail.get("snapshot_id"))  # drivers of one token may stage beside each other
         why = why or (attempt.detail.get("error", "") if attempt.event == "failed" else "")
         if attempt.event == "staged":
             stage = Stage.from_json(attempt.detail)
         if attempt.event in ("staged", "started"):
             break
-    if stage is None or event not in seen:
+    if stage is None or (event == "validated" and str(stage.snapshot_id) not in proven):
         if is_done(turn, work):
             return None
         raise StageGone(

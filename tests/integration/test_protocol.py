@@ -177,6 +177,24 @@ def test_a_zombie_driver_can_publish_nothing(lab: Lab) -> None:
     lab.check_equal(10)
 
 
+def test_a_proof_counts_for_the_snapshot_that_it_looked_at(lab: Lab) -> None:
+    """A driver that YARN starts again has the token of the first: what it stages is not what was proven."""
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    lab.offload(reading)
+    turn, work = lab.turn(), reading.work
+    assert work is not None
+    stage = protocol.latest_stage(turn, work, "staged")
+    assert stage is not None
+    proof.prove(turn, stage)
+    assert lab.offload(reading, token=stage.token).outcome == "staged"
+    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
+    with pytest.raises(StageGone, match=r"nothing validated by test/run .* clear the table's validate task"):
+        protocol.latest_stage(turn, work, "validated")
+    lab.finish(reading)
+    lab.check_equal(10)
+
+
 @pytest.mark.fault("F25", recovery="clear")
 def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> None:
     """A task that is cleared finds its work published, and leaves it alone."""

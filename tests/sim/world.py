@@ -562,7 +562,9 @@ class World(Promises):
         with self._releasing(turn, stage.token):
             proof.prove(turn, stage)
             self.proven.add(stage.snapshot_id)
-            turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "validated", {})
+            turn.ledger.note(
+                turn.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)}
+            )
 
     def _commit(self, turn: protocol.Turn, run: Run) -> None:
         work = self._work(run)
