@@ -53,8 +53,8 @@ class Reader:
         self._client: Any = connect_clickhouse(
             self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
         )
-        self._ledger = psycopg2.connect(self.settings.ledger_uri.replace("+psycopg2", ""))
-        self._ledger.autocommit = True
+        self._ledgers: list[Any] = []
+        self.also_in(self.settings.ledger_uri)
         self._catalog: Catalog = load_catalog("coldchain", **self.settings.catalog_properties)
         self._types = source_types(self._client, self.spec.source)
         self._sources: list[Images] = []
@@ -64,6 +64,12 @@ class Reader:
         self.look_at_source()
         self._thread = threading.Thread(target=self._watch, name="reader")
         self._thread.start()
+
+    def also_in(self, ledger_uri: str) -> None:
+        """Let another ledger too say what was proven: the table's former one was lost."""
+        ledger = psycopg2.connect(ledger_uri.replace("+psycopg2", ""))
+        ledger.autocommit = True
+        self._ledgers.append(ledger)
 
     def look_at_source(self, source: str = "") -> None:
         """Keep what the source (or what stands in for it) holds now: from now on a reader may see it."""
@@ -80,7 +86,8 @@ class Reader:
         self._thread.join()
         if not self._problems:
             self._look()
-        self._ledger.close()
+        for ledger in self._ledgers:
+            ledger.close()
         self._client.close()
         self._catalog.close()
 
@@ -128,7 +135,10 @@ class Reader:
         self.seen.append((snapshot.snapshot_id, _by_window(rows, self.spec.event_time)))
 
     def _is_proven(self, token: str, snapshot_id: int) -> bool:
-        with self._ledger.cursor() as cursor:
+        return any(self._has_proven(ledger, token, snapshot_id) for ledger in self._ledgers)
+
+    def _has_proven(self, ledger: Any, token: str, snapshot_id: int) -> bool:
+        with ledger.cursor() as cursor:
             cursor.execute(
                 "SELECT 1 FROM coldchain.attempts WHERE token = %s AND event = 'validated' "
                 "AND detail ->> 'snapshot_id' = %s",

@@ -682,11 +682,16 @@ def _move(turn: Turn, stage: Stage) -> int | None:
 
 
 def _finish(turn: Turn, stage: Stage) -> int | None:
-    """Record what `main` shows to be published; harmless where a ledger's lost answer hid that it was recorded."""
-    table = turn.lake.require(turn.spec.target)
-    if any(left.snapshot_id == stage.snapshot_id for left in turn.ledger.publishing(turn.spec.name)):
-        return turn.ledger.finalise(turn.spec.name, stage.token, stage.snapshot_id, base_of(table))
-    return turn.ledger.state(turn.spec.name).watermark_us
+    """Record what `main` shows to be published; harmless where a ledger's lost answer hid that it was recorded.
+
+    Another try of this commit may have taken the rows back before `main` moved: then they are there again.
+    """
+    name, table = turn.spec.name, turn.lake.require(turn.spec.target)
+    if any(left.snapshot_id == stage.snapshot_id for left in turn.ledger.publishing(name)):
+        return turn.ledger.finalise(name, stage.token, stage.snapshot_id, base_of(table))
+    if all(segment.snapshot_id != stage.snapshot_id for segment in turn.ledger.segments(name)):
+        reconcile(turn, stage.token, table)
+    return turn.ledger.state(name).watermark_us
 
 
 def _record_end(turn: Turn, stage: Stage, work: Work) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,8 +55,10 @@ def carry_out(turn: Turn, order: Order) -> str:
     turn.ledger.register(turn.spec)
     if order.is_dry:
         return f"dry run: {_actions(turn, order)}"
-    if order.action == "rebuild" and _missing(turn)[1]:
-        turn.ledger.renew_epoch()  # before the lease: attempts that a restored ledger forgot must not come back
+    if order.action == "rebuild":
+        turn.ledger.renew_epoch(
+            turn.run_key
+        )  # before the lease: tokens that a restored ledger forgot must not come back
     token = turn.ledger.acquire(turn.spec.name, turn.run_key)
     try:
         return _actions(turn, order, token)
@@ -274,8 +276,9 @@ def main(arguments: Sequence[str]) -> int:
             raise BadRequest(f"unknown table {', '.join(unknown)}: known are {', '.join(specs)}")
         settings = Settings.from_environment()
         ledger, lake = PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties)
+        run_key = f"recovery/{uuid.uuid4()}"
         for name in asked.table or specs:
-            print(carry_out(Turn(specs[name], f"recovery/{os.getpid()}", ledger, lake), order), flush=True)
+            print(carry_out(Turn(specs[name], run_key, ledger, lake), order), flush=True)
     except ColdchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -134,7 +134,11 @@ def test_an_old_run_that_is_cleared_moves_nothing_back(lab: Lab) -> None:
 
 
 @pytest.mark.fault("F28", recovery="next run")
-@pytest.mark.parametrize("said", ["now() + interval '1 day'", "now() - interval '9 days'", "NULL"])
+@pytest.mark.parametrize(
+    "said",
+    ["now() + interval '1 day'", "now() - interval '9 days'", "NULL", "'20000-01-01'", "'0044-03-15 BC'", "'infinity'",
+     "'-infinity'"],
+)  # fmt: skip
 def test_a_watermark_row_that_somebody_wrote(lab: Lab, said: str) -> None:
     """It is derived from the segments: the next run repairs it, and skips or repeats nothing for it."""
     prepare(lab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ from coldchain.maintenance import tidy
 from coldchain.recovery import carry_out
 from coldchain.store.migrate import migrate
 from coldchain.store.postgres import PostgresLedger
+from tests.integration.test_maintenance import DAY as CLOSED_DAY, compact, fill as fill_day
 from tests.lab import Lab, append_foreign, yesterday
+from tests.reader import watching
+from tests.watch import PSQL
 
 START = yesterday()
 HOUR = timedelta(hours=1)
@@ -32,7 +36,25 @@ WHY = "the ledger's disk was lost"
 
 
 def rebuild(lab: Lab, *, is_dry: bool = False) -> str:
-    return carry_out(lab.turn("recovery/1"), Order("rebuild", WHY, is_dry=is_dry))
+    return carry_out(lab.turn(f"recovery/{uuid.uuid4()}"), Order("rebuild", WHY, is_dry=is_dry))
+
+
+def dump(lab: Lab, path: Path) -> Path:
+    """Dump the lab's ledger as docs/runbooks/procedures/disaster-recovery.md does."""
+    _postgres(lab, "pg_dump", "--format=custom", f"--file={path}")
+    return path
+
+
+def restore(lab: Lab, path: Path) -> None:
+    """Put a dump back over the lab's ledger, as the same page does."""
+    _postgres(lab, "pg_restore", "--clean", "--if-exists", "--single-transaction", str(path))
+
+
+def _postgres(lab: Lab, tool: str, *arguments: str) -> None:
+    server = lab.environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", "").rpartition("/")[0]
+    uri = f"{server}/{lab.settings.ledger_uri.rpartition('/')[2]}"
+    done = subprocess.run([str(PSQL / tool), f"--dbname={uri}", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -106,28 +128,101 @@ def test_a_lost_ledger_is_rebuilt_from_what_main_holds(lab: Lab, fresh: Any) -> 
 
 
 @pytest.mark.fault("F37", recovery="rebuild")
-def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fresh: Any) -> None:
+def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fresh: Any, tmp_path: Path) -> None:
     """What was published after the dump is taken from Iceberg; tokens from before are fenced."""
+    fresh()
     lab.insert_many(START, 180, int(MINUTE_US))
     lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/before")
-    dumped = lab.ledger.segments(lab.name)
-    fresh()
-    rebuild(lab)  # stands for the restored dump: it knows the first hour only
-    assert [s.window for s in lab.ledger.segments(lab.name)] == [s.window for s in dumped]
-    old_token = lab.ledger.lease(lab.name).token
-    restored = lab.settings.ledger_uri
-    use(lab, lab.environment["COLDCHAIN_LEDGER_URI"])
-    lab.insert([(START + timedelta(seconds=1), 900)])
-    lab.run(run_key="test/after the dump")
-    lab.ledger.close()
-    use(lab, restored)
-    with pytest.raises(ForeignFiles):
-        lab.read(run_key="test/blocked")
-    rebuild(lab)
-    with pytest.raises(Fenced):
-        lab.ledger.renew(lab.name, old_token)
-    lab.run(run_key="test/next")
+    dumped = dump(lab, tmp_path / "ledger.dump")
+    with watching(lab):
+        lab.insert([(START + timedelta(seconds=1), 900)])
+        lab.run(run_key="test/after the dump")
+        old_token = lab.ledger.lease(lab.name).token
+        restore(lab, dumped)
+        with pytest.raises(ForeignFiles):
+            lab.read(run_key="test/blocked")
+        assert "taken from Iceberg into the ledger" in rebuild(lab)
+        check_fenced(lab, old_token)
+        lab.run(run_key="test/next")
     lab.check_equal(181)
+
+
+@pytest.mark.fault("F37", recovery="rebuild")
+def test_a_token_from_before_a_restore_is_fenced_where_nothing_is_to_be_rebuilt(
+    lab: Lab, fresh: Any, tmp_path: Path
+) -> None:
+    """The same numbers are given out again, in another epoch: what a zombie staged is never taken for a later stage."""
+    fresh()
+    lab.insert_many(START, 60, int(MINUTE_US))
+    lab.run(run_key="test/before")
+    dumped = dump(lab, tmp_path / "ledger.dump")
+    with watching(lab):
+        lab.insert([(START + timedelta(seconds=1), 900)])
+        lab.offload(lab.read(run_key="test/zombie"), run_key="test/zombie")
+        zombie = protocol.newest_token(lab.turn("test/zombie"))
+        restore(lab, dumped)
+        assert "nothing to rebuild" in rebuild(lab)
+        check_fenced(lab, zombie)
+        lab.run(run_key="test/next")
+    lab.check_equal(61)
+
+
+def check_fenced(lab: Lab, old: str) -> None:
+    """Assert that a token is void, also once so many others have been given out."""
+    token = ""
+    while int(token.rpartition("-")[2] or 0) < int(old.rpartition("-")[2]):
+        token = lab.ledger.acquire(lab.name, "test/later")
+    lab.ledger.release(lab.name, token)
+    with pytest.raises(Fenced):
+        lab.ledger.renew(lab.name, old)
+
+
+@pytest.mark.fault("F37", recovery="rebuild")
+@pytest.mark.parametrize("is_dumped", [False, True], ids=["lost", "restored from a dump of before"])
+def test_a_ledger_is_rebuilt_after_a_compaction(lab: Lab, fresh: Any, tmp_path: Path, is_dumped: bool) -> None:
+    """The compacted files' names stand for what they were made of, which a dump may still know."""
+    fresh()
+    fill_day(lab, range(6))
+    dumped = dump(lab, tmp_path / "ledger.dump") if is_dumped else None
+    assert compact(lab).batches == 1
+    with watching(lab) as reader:
+        if dumped:
+            restore(lab, dumped)
+        else:
+            fresh()
+        with pytest.raises(ForeignFiles):
+            lab.read(run_key="test/blocked")
+        assert "1 windows of 1 files" in rebuild(lab)
+        (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
+        assert segment.window == lab.window(CLOSED_DAY, CLOSED_DAY + 6 * HOUR)
+        assert lab.run(run_key="test/next").work is None, "nothing moves again"
+        assert compact(lab).batches == 0
+        assert len(reader.seen) == 1
+    lab.check_equal(120)
+
+
+@pytest.mark.fault("F37", recovery="rebuild, accept")
+def test_a_ledger_is_rebuilt_where_the_source_forgets(lab: Lab, fresh: Any) -> None:
+    """Whether a quiet stretch was empty or was lost nobody knows any more: a person says so, and it goes on."""
+    lab.spec = replace(lab.spec, retention_us=3 * DAY_US)
+    lab.insert_many(START - timedelta(days=5), 60, int(MINUTE_US))
+    lab.insert_many(START, 60, int(MINUTE_US), first=100)
+    lab.run(run_key="test/before")
+    lab.execute(f"ALTER TABLE k2.{lab.name} DROP PARTITION {START - timedelta(days=5):%Y%m%d}")
+    rows, before = rows_of(lab), lab.ledger.state(lab.name).watermark_us
+    with watching(lab) as reader:
+        fresh()
+        reader.also_in(lab.settings.ledger_uri)
+        rebuild(lab)
+        assert lab.run(run_key="test/next").work is None
+        expired = [s for s in lab.ledger.segments(lab.name) if s.state == "expired"]
+        assert lab.ledger.state(lab.name).watermark_us == expired[0].window.start_us
+        ids = tuple(segment.segment_id for segment in expired)
+        carry_out(lab.turn("recovery/1"), Order("accept", "it was quiet then", ids, is_dry=False))
+        assert (lab.ledger.state(lab.name).watermark_us or 0) >= (before or 0)
+        lab.insert([(START + timedelta(seconds=1), 900)])
+        lab.run(run_key="test/late")
+        assert [row for row in rows_of(lab) if row["seq"] != 900] == rows
 
 
 def test_a_stage_of_a_restored_ledger_s_former_life_is_not_worked_on(lab: Lab) -> None:
@@ -135,7 +230,7 @@ def test_a_stage_of_a_restored_ledger_s_former_life_is_not_worked_on(lab: Lab) -
     reading = lab.read()
     lab.offload(reading)
     older = protocol.newest_token(lab.turn())
-    lab.ledger.renew_epoch()
+    lab.ledger.renew_epoch(str(uuid.uuid4()))
     with pytest.raises(StageGone, match="nothing staged by test/run is left"):
         lab.finish(reading)
     lab.offload(reading)

@@ -85,6 +85,7 @@ class MemoryLedger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoch = str(uuid.uuid4())
+        self._epoch_made_by: str | None = None
         self._tables: dict[str, _Table] = {}
         self._last_id = 0
 
@@ -360,8 +361,9 @@ class MemoryLedger:
             table.incidents = {}
             return told
 
-    def renew_epoch(self) -> None:
-        self._epoch = str(uuid.uuid4())
+    def renew_epoch(self, made_by: str) -> None:
+        if self._epoch_made_by != made_by:
+            self._epoch, self._epoch_made_by = str(uuid.uuid4()), made_by
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction(name) as table:

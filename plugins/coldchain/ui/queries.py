@@ -17,6 +17,7 @@ import psycopg2
 import psycopg2.errors
 
 from coldchain.core.errors import Permanent, Unavailable
+from coldchain.store.postgres import READABLE_WATERMARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,8 @@ class VersionRow:
 
 
 _OLDER = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn, psycopg2.errors.InsufficientPrivilege)
-_FACTS = """
-    SELECT t.table_name, t.origin, w.last_offload_timestamp, coalesce(w.status, 'initialized'), w.last_successful_run,
+_FACTS = f"""
+    SELECT t.table_name, t.origin, {READABLE_WATERMARK}, coalesce(w.status, 'initialized'), w.last_successful_run,
            w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
            coalesce(today.rows, 0)::bigint, coalesce(today.bytes, 0)::bigint, first.at, last.at,
            coalesce(above.covered_s, 0)::double precision, above.until,
