@@ -2,7 +2,8 @@
 
 It shares nothing with what it watches: it scans `main` as the comparer does. The image of a window (a quarter hour) is
 all its rows. In the order in which they are seen, each window's images must be the one of before, then those that the
-source had since, never an earlier one again; and each snapshot must have been proven by the time it is seen.
+source had since, never an earlier one again; and each snapshot that comes while it looks must have been proven by the
+time it is seen.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Reader:
         self._sources: list[Images] = []
         self._problems: list[str] = []
         self._stop = threading.Event()
+        self._has_begun = False
         self._look()
+        self._has_begun = True
         self.look_at_source()
         self._thread = threading.Thread(target=self._watch, name="reader")
         self._thread.start()
@@ -107,6 +110,12 @@ class Reader:
                     f"rows of the window at {start} which the source never held, or not any more"
                 )
 
+    def check_equal(self) -> None:
+        """Assert that main, as it was seen last, held what the source did: by the columns of when watching began."""
+        (_, main), source = self.seen[-1], self._sources[-1]
+        odd = [start for start in main.keys() | source.keys() if not _is_same(main.get(start), source.get(start))]
+        assert not odd, f"{self.spec.target} differs from its source in the windows at {sorted(odd)}"
+
     def _sides(self, client: Any, table: Table | None, source: str) -> Sides:
         final = "FINAL" if self.spec.read == "final" else ""
         return Sides(client, table, source, self.spec.event_time, self._types, final)  # type: ignore[arg-type]
@@ -129,7 +138,7 @@ class Reader:
         if snapshot is None or (self.seen and self.seen[-1][0] == snapshot.snapshot_id):
             return
         token = snapshot.summary["coldchain.token"] if snapshot.summary else None
-        if token is not None and not self._is_proven(token, snapshot.snapshot_id):
+        if self._has_begun and token is not None and not self._is_proven(token, snapshot.snapshot_id):
             self._problems.append(f"main of {self.spec.target} is at {snapshot.snapshot_id}, which nobody had proven")
         rows = self._sides(self._client, table, self.spec.source).target_rows()
         self.seen.append((snapshot.snapshot_id, _by_window(rows, self.spec.event_time)))

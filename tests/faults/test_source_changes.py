@@ -247,12 +247,13 @@ def test_hours_that_a_zone_skips_or_repeats(lab: Lab) -> None:
     spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
     for night in (spring, autumn):
         lab.insert_many(night, 24, 10 * MINUTE_US, first=night.month * 1000)
-    lab.steps(TZ="Europe/Berlin")
-    lab.insert([(autumn + timedelta(minutes=75, microseconds=1), 1), (spring + timedelta(minutes=75), 2)])
-    exact = lab.window(spring, autumn + DAY)
-    for step in STEPS:
-        done = lab.step(step, run_key="test/backfill", window=exact, TZ="America/New_York")
-        assert done.returncode == 0, done.stderr + done.stdout
+    with watching(lab):
+        lab.steps(TZ="Europe/Berlin")
+        lab.insert([(autumn + timedelta(minutes=75, microseconds=1), 1), (spring + timedelta(minutes=75), 2)])
+        exact = lab.window(spring, autumn + DAY)
+        for step in STEPS:
+            done = lab.step(step, run_key="test/backfill", window=exact, TZ="America/New_York")
+            assert done.returncode == 0, done.stderr + done.stdout
     lab.check_equal(50)
 
 

@@ -26,6 +26,7 @@ from coldchain_spark.footer import split_tail
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import Streamed
 from tests.lab import DAY, Lab, append_foreign, yesterday
+from tests.reader import watching
 
 QUARTER = timedelta(minutes=15)
 START = yesterday()
@@ -107,11 +108,13 @@ def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
     lab.insert_many(START, 30, 1_000_000)
     lab.run()
     (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
-    lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
-    lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
+    with watching(lab):
+        lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
+        lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
     table = lab.lake.require(lab.spec.target)
     assert live_files(table, head_of(table)) == {}
     assert {s.state for s in lab.ledger.segments(lab.name)} == {"empty"}
+    lab.check_equal(0)
 
 
 def test_rows_on_an_edge_belong_to_the_later_window(lab: Lab) -> None:
@@ -202,9 +205,10 @@ def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> No
     reading = lab.run()
     turn, work = lab.turn(), reading.work
     assert work is not None
-    assert protocol.is_done(turn, work), "offload has nothing to do"
-    assert protocol.latest_stage(turn, work, "staged") is None, "validate has nothing to do"
-    assert protocol.latest_stage(turn, work, "validated") is None, "commit has nothing to do"
+    with watching(lab):
+        assert protocol.is_done(turn, work), "offload has nothing to do"
+        assert protocol.latest_stage(turn, work, "staged") is None, "validate has nothing to do"
+        assert protocol.latest_stage(turn, work, "validated") is None, "commit has nothing to do"
     lab.check_equal(10)
 
 
@@ -363,6 +367,7 @@ def test_the_proof_fails_when_the_stage_is_not_the_source(lab: Lab, damage: str)
         segment["window"][0] += 900_000_000
     else:
         segment["hash"] = str(int(segment["hash"]) ^ 1)
-    with pytest.raises(ProofFailed, match=f"table={lab.name}"):
-        proof.prove(turn, Stage.from_json(data))
-    proof.prove(turn, stage)
+    with watching(lab):
+        with pytest.raises(ProofFailed, match=f"table={lab.name}"):
+            proof.prove(turn, Stage.from_json(data))
+        proof.prove(turn, stage)

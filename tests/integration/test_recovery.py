@@ -104,25 +104,27 @@ def test_a_lost_ledger_is_rebuilt_from_what_main_holds(lab: Lab, fresh: Any) -> 
     """Every segment is again what it was, from its files alone; nothing moves twice."""
     fill(lab)
     before = lab.ledger.segments(lab.name)
-    fresh()
-    lab.ledger.register(lab.spec)
-    with pytest.raises(ForeignFiles, match="rebuild a ledger that was lost"):
-        lab.read(run_key="test/blocked")
-    head = head_of(lab.lake.require(lab.spec.target))
-    said = rebuild(lab, is_dry=True)
-    assert "dry run" in said
-    assert "3 windows of 3 files" in said
-    assert lab.ledger.segments(lab.name) == []
-    assert "taken from Iceberg into the ledger" in rebuild(lab)
-    after = lab.ledger.segments(lab.name)
-    assert [(s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in after] == [
-        (s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in before
-    ], "every segment is what it was, from its files alone"
-    reading = lab.run(run_key="test/next")
-    assert reading.work is None, "nothing moves again"
-    assert head_of(lab.lake.require(lab.spec.target)) == head
-    lab.insert([(START + timedelta(seconds=2), 901), (START + 5 * HOUR, 902)])
-    lab.run(run_key="test/new")
+    with watching(lab) as reader:
+        fresh()
+        reader.also_in(lab.settings.ledger_uri)
+        lab.ledger.register(lab.spec)
+        with pytest.raises(ForeignFiles, match="rebuild a ledger that was lost"):
+            lab.read(run_key="test/blocked")
+        head = head_of(lab.lake.require(lab.spec.target))
+        said = rebuild(lab, is_dry=True)
+        assert "dry run" in said
+        assert "3 windows of 3 files" in said
+        assert lab.ledger.segments(lab.name) == []
+        assert "taken from Iceberg into the ledger" in rebuild(lab)
+        after = lab.ledger.segments(lab.name)
+        assert [(s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in after] == [
+            (s.window, s.fingerprint, s.version, s.paths, s.buckets) for s in before
+        ], "every segment is what it was, from its files alone"
+        reading = lab.run(run_key="test/next")
+        assert reading.work is None, "nothing moves again"
+        assert head_of(lab.lake.require(lab.spec.target)) == head
+        lab.insert([(START + timedelta(seconds=2), 901), (START + 5 * HOUR, 902)])
+        lab.run(run_key="test/new")
     lab.check_equal(183)
     assert "nothing to rebuild" in rebuild(lab)
 
@@ -252,12 +254,13 @@ def test_a_foreign_file_is_named_and_nothing_is_taken(lab: Lab, fresh: Any) -> N
 def test_expired_snapshots_don_t_matter(lab: Lab, fresh: Any) -> None:
     """Nothing depends on the properties of snapshots that are gone."""
     fill(lab)
-    table = lab.lake.require(lab.spec.target)
-    old = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != head_of(table)]
-    table.maintenance.expire_snapshots().by_ids(old).commit()
-    fresh()
-    rebuild(lab)
-    assert lab.run(run_key="test/next").work is None
+    with watching(lab):
+        table = lab.lake.require(lab.spec.target)
+        old = [s.snapshot_id for s in table.snapshots() if s.snapshot_id != head_of(table)]
+        table.maintenance.expire_snapshots().by_ids(old).commit()
+        fresh()
+        rebuild(lab)
+        assert lab.run(run_key="test/next").work is None
     lab.check_equal(181)
 
 
@@ -267,12 +270,13 @@ def test_a_reset_compares_all_and_moves_only_what_is_unequal(lab: Lab) -> None:
     lab.spec = replace(lab.spec, late_horizon_us=15 * MINUTE_US)
     fill(lab)
     lab.run(run_key="test/rest")
-    lab.insert([(START + timedelta(seconds=2), 901)])
-    assert lab.run(run_key="test/too late").work is None, "the row came later than the late horizon"
-    said = carry_out(lab.turn("recovery/1"), Order("reset", "rows came after an outage", is_dry=False))
-    assert "compares all that the source holds" in said
-    reading = lab.run(run_key="test/next")
-    assert len(reading.plan.windows) == 1
+    with watching(lab):
+        lab.insert([(START + timedelta(seconds=2), 901)])
+        assert lab.run(run_key="test/too late").work is None, "the row came later than the late horizon"
+        said = carry_out(lab.turn("recovery/1"), Order("reset", "rows came after an outage", is_dry=False))
+        assert "compares all that the source holds" in said
+        reading = lab.run(run_key="test/next")
+        assert len(reading.plan.windows) == 1
     lab.check_equal(182)
     (reset,) = [a for a in lab.ledger.attempts(lab.name, "recovery/1") if a.event == "reset"]
     assert reset.detail == {"reason": "rows came after an outage"}
@@ -325,10 +329,11 @@ def order(lab: Lab, action: str, *, is_dry: bool = False) -> str:
 def test_a_table_that_the_catalog_lost_is_put_back(lab: Lab) -> None:
     """Rows that only its files hold any more are there again; nothing moves twice."""
     location = lost(lab)
-    assert f"would know {lab.spec.target} as {location}" in order(lab, "register", is_dry=True)
-    assert lab.lake.load(lab.spec.target) is None
-    assert f"the catalog knows {lab.spec.target} as {location}" in order(lab, "register")
-    assert lab.run(run_key="test/next").work is None, "nothing moves again"
+    with watching(lab):
+        assert f"would know {lab.spec.target} as {location}" in order(lab, "register", is_dry=True)
+        assert lab.lake.load(lab.spec.target) is None
+        assert f"the catalog knows {lab.spec.target} as {location}" in order(lab, "register")
+        assert lab.run(run_key="test/next").work is None, "nothing moves again"
     lab.check_equal(120)
     assert "nothing to register" in order(lab, "register")
     with pytest.raises(Permanent, match="is in the catalog: drop or rename it first"):
@@ -345,9 +350,10 @@ def test_a_catalog_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab) -
     newest = lab.lake.require(lab.spec.target).metadata_location
     lab.lake.register(lab.spec.target, dumped)
     assert lab.lake.require(lab.spec.target).metadata_location == dumped
-    order(lab, "register")
-    assert lab.lake.require(lab.spec.target).metadata_location == newest
-    assert lab.run(run_key="test/next").work is None
+    with watching(lab):
+        order(lab, "register")
+        assert lab.lake.require(lab.spec.target).metadata_location == newest
+        assert lab.run(run_key="test/next").work is None
     lab.check_equal(120)
 
 
