@@ -186,6 +186,7 @@ class _Offload:
         said = "; ".join(drift.said)
         if table is None or drift.changes_table:
             self.ledger.renew(name, token)
+            self._refuse_another(table)
             failpoint.hit("offload.before_schema")
             if table is None:
                 table = self.turn.lake.create(self.spec, drift.columns)
@@ -199,6 +200,14 @@ class _Offload:
             raise BaseMoved(f"table={name}: its schema moved since the plan: the task is tried again")
         self.ledger.record_version(name, token, version, to_json(drift.columns), said)
         return table
+
+    def _refuse_another(self, table: Table | None) -> None:
+        """Make or change no table that others have touched since it was taken: a new base would hide what they did."""
+        known = self.ledger.state(self.spec.name).base
+        now = None if table is None else iceberg.base_of(table)
+        heads = [None if base is None else (base.iceberg_uuid, base.main_snapshot_id) for base in (known, now)]
+        if heads[0] != heads[1]:
+            raise BaseMoved(f"table={self.spec.name}: others changed it since it was taken: the task is tried again")
 
     def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:
         known = self.ledger.state(self.spec.name).base

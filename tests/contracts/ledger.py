@@ -164,6 +164,18 @@ class LedgerContract:
         with pytest.raises(Permanent, match="table=nobody_knows is not in the ledger: its read_watermark task"):
             call(ledger)
 
+    def test_a_new_epoch_voids_every_token_once_for_all_calls_of_one(self, ledger: Ledger, name: str) -> None:
+        old = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, old)
+        new = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        ledger.renew(name, new)
+        ledger.renew_epoch("recovery/2")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, new)
+
     def test_an_overtaken_token_releases_nothing(self, ledger: Ledger, name: str) -> None:
         old = ledger.acquire(name, "run/1")
         ledger.acquire(name, "run/1")

@@ -236,8 +236,8 @@ class Ledger(Protocol):
     def close_incidents(self, ended: Collection[tuple[str, str]]) -> list[str]:
         """Close all that is open of these names and works; return the kinds of which people had been told."""
 
-    def renew_epoch(self) -> None:
-        """Begin a new life of the ledger: every token of the old one is void."""
+    def renew_epoch(self, made_by: str) -> None:
+        """Begin a new life of the ledger: every token of the old one is void; once for all calls in a row by one."""
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         """Append an event to the record of attempts."""
