@@ -7,8 +7,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
@@ -21,7 +23,7 @@ from coldchain.core.job import Stage, StagedSegment
 from coldchain.core.sql import Query, comma
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import duration_us, format_us
+from coldchain.core.windows import Window, duration_us, format_us, window_of_partition
 from coldchain.lake import columns_of, live_files, normalised, owner_of, reach_of
 from coldchain.protocol import Turn
 from coldchain.source import Client, check_hash_vector
@@ -29,8 +31,18 @@ from coldchain.source import Client, check_hash_vector
 log = logging.getLogger(__name__)
 
 S3 = "s3://"
+CODEC = "ZSTD"
 # path -> bucket start -> fingerprint
 Found = dict[str, dict[int, Fingerprint]]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a file holds, as its manifest must say it for readers that prune: event times, partition columns' values."""
+
+    times: Window
+    values: tuple[tuple[str, ...], ...]
+    codecs: tuple[str, ...]
 
 
 def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summary]:
@@ -55,7 +67,7 @@ def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summar
 
 
 def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Column]) -> None:
-    """Prove that a staged snapshot holds what its plan says and nothing else: which files, and what is in them.
+    """Prove that a staged snapshot holds what its plan says and nothing else: which files, what is in them, and where.
 
     Args:
         turn: the table and run.
@@ -69,6 +81,7 @@ def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Colu
     found = read_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage)
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
+    _prove_places(turn, stage, table, columns)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal what was read", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
@@ -162,6 +175,46 @@ def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
     )
 
 
+def _prove_places(turn: Turn, stage: Stage, table: Table, columns: Sequence[Column]) -> None:
+    """Prove that readers who skip files by what manifests say of them find every row, and that the codec is ours."""
+    live = live_files(table, stage.snapshot_id)
+    windows = {normalised(path): segment.window for segment in stage.segments for path in segment.paths}
+    for path, extent in read_extents(turn.spec, columns, list(windows), turn.lake.storage).items():
+        if odd := _misplaced(turn.spec, table, live[path], extent):
+            raise ProofFailed(
+                f"table={turn.spec.name} window={windows[path]}: {path} {odd}; nothing was published: clear the "
+                "table's offload task"
+            )
+
+
+def _misplaced(spec: TableSpec, table: Table, file: DataFile, extent: Extent) -> str:
+    """Say what a manifest has wrong about a file; nothing where all is right."""
+    (*texts, number) = (file.partition[at] for at in range(len(spec.partition_columns) + 1))
+    if extent.values != (tuple(texts),):
+        return f"lies in partition {texts}, and holds rows of {[list(each) for each in extent.values]}"
+    if (day := window_of_partition(spec.partition_unit, number)) is None or not day.covers(extent.times):
+        return f"lies in the {spec.partition_unit} numbered {number}, and holds rows of {extent.times}"
+    if (reach := reach_of(table, file, spec.event_time)) is None or not reach.covers(extent.times):
+        return f"is bounded by {reach}, and holds rows of {extent.times}"
+    return "" if set(extent.codecs) <= {CODEC} else f"is compressed by {', '.join(extent.codecs)}, not by {CODEC} alone"
+
+
+def read_extents(
+    spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], storage: Mapping[str, str]
+) -> dict[str, Extent]:
+    """Ask chdb what Parquet files hold, by path; one without rows is left out."""
+    codecs: dict[str, tuple[str, ...]] = {}
+    for relation in _relations(paths, "ParquetMetadata"):
+        query = Query(f"SELECT _path, arrayDistinct(columns.compression) FROM {relation}", {})
+        codecs |= {_spelt(path, relation): tuple(used) for path, used in query_chdb(query, spec.name, storage)}
+    found = {}
+    for relation in relation_of(columns, paths):
+        for name, first, last, values in query_chdb(fingerprint.file_extents(spec, relation), spec.name, storage):
+            path = _spelt(name, relation)
+            found[path] = Extent(Window(int(first), int(last) + 1), tuple(map(tuple, values)), codecs[path])
+    return found
+
+
 def read_files(
     spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int, storage: Mapping[str, str]
 ) -> Found:
@@ -181,7 +234,12 @@ def read_files(
 
 
 def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
-    """Name the files to ClickHouse, a relation per folder: its patterns don't cross a slash."""
+    """Name the files to ClickHouse, with explicit types, a relation per folder: its patterns don't cross a slash."""
+    declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
+    return _relations(paths, f"Parquet, '{declared}'")
+
+
+def _relations(paths: Sequence[str], form: str) -> list[str]:
     folders: dict[str, list[str]] = defaultdict(list)
     for path in map(normalised, paths):
         if not path.startswith(("/", S3)) or set(path) & set("{}*?[]'\\,"):
@@ -191,18 +249,16 @@ def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
             )
         folder, _, name = path.rpartition("/")
         folders[folder].append(name)
-    declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
     patterns = (f"{f}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}" for f, names in folders.items())
     relations = []
     for pattern in patterns:
         if pattern.startswith(S3):
             key = pattern.removeprefix(S3)
             relations.append(
-                f"s3(concat({{s3_endpoint:String}}, '/{key}'), {{s3_key:String}}, {{s3_secret:String}}, Parquet, "
-                f"'{declared}')"
+                f"s3(concat({{s3_endpoint:String}}, '/{key}'), {{s3_key:String}}, {{s3_secret:String}}, {form})"
             )
         else:
-            relations.append(f"file('{pattern}', Parquet, '{declared}')")
+            relations.append(f"file('{pattern}', {form})")
     return relations
 
 

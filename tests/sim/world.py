@@ -33,7 +33,7 @@ from coldchain.core.errors import (
 from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, floor_us
+from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, floor_us
 from coldchain.lake import Lake
 from coldchain.store.memory import MemoryLedger, WatermarkRow
 from coldchain_spark.compact import Compacted, Rewrite
@@ -598,6 +598,14 @@ class World(Promises):
         self.processes.pause("proof.read")
         return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
 
+    def read_extents(self, spec: Any, columns: Any, paths: Sequence[str], storage: Any) -> dict[str, proof.Extent]:
+        """Look where files' rows lie, as chdb does for the proof."""
+        times = {path: [row.at_us for row in self.files[path]] for path in paths}
+        return {
+            path: proof.Extent(Window(min(held), max(held) + 1), ((),), (proof.CODEC,))
+            for path, held in times.items() if held
+        }  # fmt: skip
+
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
         for process in list(self.processes.alive):
@@ -655,6 +663,7 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(driver, "data_file", data_file))
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
         stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
+        stack.enter_context(mock.patch.object(proof, "read_extents", world.read_extents))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))

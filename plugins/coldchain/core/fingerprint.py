@@ -134,6 +134,20 @@ def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, gri
     return Query(text, {"grid": grid_us})
 
 
+def file_extents(table: TableSpec, relation: str) -> Query:
+    """Build `(path, first and last event time in us, values of the partition columns)` over Parquet files with rows.
+
+    Two of the values at most, each an array of texts: a file should hold rows of one.
+    """
+    micros = f"toUnixTimestamp64Micro({quote(table.event_time)})"
+    values = comma(f"toString({quote(name)})" for name in table.partition_columns)
+    text = (
+        f"SELECT _path, min({micros}), max({micros}), groupUniqArray(2)(CAST([{values}], 'Array(String)')) "
+        f"FROM {relation} GROUP BY _path"
+    )
+    return Query(text, {})
+
+
 def structure(columns: Sequence[Column]) -> str:
     """Build the explicit structure for reading Parquet of these columns."""
     return comma(column.structure for column in columns)
