@@ -33,7 +33,7 @@ from coldchain.core.errors import (
 from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, Window, floor_us
+from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, floor_us
 from coldchain.lake import Lake
 from coldchain.store.memory import MemoryLedger, WatermarkRow
 from coldchain_spark.compact import Compacted, Rewrite
@@ -593,18 +593,14 @@ class World(Promises):
             self.broken.append(Violation(f"{path} is deleted while main reaches it"))
         self.files.pop(path, None)
 
-    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any) -> proof.Found:
-        """Fingerprint files, as chdb does for the proof."""
+    def scan_files(
+        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any
+    ) -> tuple[proof.Found, dict[str, proof.Extent]]:
+        """Fingerprint files, and look which times their rows are of, as chdb does for the proof."""
         self.processes.pause("proof.read")
-        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
-
-    def read_extents(self, spec: Any, columns: Any, paths: Sequence[str], storage: Any) -> dict[str, proof.Extent]:
-        """Look where files' rows lie, as chdb does for the proof."""
-        times = {path: [row.at_us for row in self.files[path]] for path in paths}
-        return {
-            path: proof.Extent(Window(min(held), max(held) + 1), ((),), (proof.CODEC,))
-            for path, held in times.items() if held
-        }  # fmt: skip
+        times = {path: [row.at_us for row in self.files[path]] for path in paths if self.files[path]}
+        extents = {path: proof.Extent(min(t), max(t), frozenset({()})) for path, t in times.items()}
+        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}, extents
 
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
@@ -662,8 +658,8 @@ def simulated(world: World) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(driver, "data_file", data_file))
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
-        stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
-        stack.enter_context(mock.patch.object(proof, "read_extents", world.read_extents))
+        stack.enter_context(mock.patch.object(proof, "scan_files", world.scan_files))
+        stack.enter_context(mock.patch.object(proof, "_prove_codec"))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))

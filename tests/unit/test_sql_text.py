@@ -31,12 +31,11 @@ PATHS = "paths without any of {}*?[]'\\,: relation_of refuses others"
 REVIEWED = {
     ("core/checks.py", "falls", "relation"): PATHS,
     ("core/fingerprint.py", "file_buckets", "relation"): PATHS,
-    ("core/fingerprint.py", "file_extents", "relation"): PATHS,
     ("core/fingerprint.py", "file_buckets", "invalid"): "core/canonical.py: conditions over quoted names",
     ("proof.py", "_relations", "pattern"): PATHS,
     ("proof.py", "_relations", "key"): PATHS,
     ("proof.py", "_relations", "form"): "a format, with types of canonical columns, escaped",
-    ("proof.py", "read_extents", "relation"): PATHS,
+    ("proof.py", "_prove_codec", "relation"): PATHS,
     ("views.py", "view_text", "kind"): "a type of the source, as its own server writes it",
     ("views.py", "_restored", "kind"): "the same",
     ("views.py", "_instant", "ticks"): "what _restored has made of a quoted name",
