@@ -86,6 +86,11 @@ class Story:
 
     def clear(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
         """Clear tasks of a run (all of them without names) and wait until it has succeeded again."""
+        self.reset(run_id, *task_ids, downstream=downstream)
+        assert self.wait([run_id]) == ["success"]
+
+    def reset(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
+        """Clear tasks of a run, and don't wait for them."""
         body: dict[str, Any] = {
             "dry_run": False, "dag_run_id": run_id, "only_failed": False, "include_downstream": downstream,
             "reset_dag_runs": True,
@@ -94,7 +99,6 @@ class Story:
             body["task_ids"] = list(task_ids)
         cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
         assert cleared["total_entries"] >= max(1, len(task_ids))
-        assert self.wait([run_id]) == ["success"]
 
     def scheduler_said(self, pattern: str) -> bool:
         """Tell whether a line of the scheduler's log matches."""
