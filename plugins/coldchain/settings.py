@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from coldchain import failpoint
 from coldchain.core.errors import Permanent
 from coldchain.core.production import PRODUCTION, PROFILES, is_rest, refusals
 
@@ -41,8 +42,13 @@ def refuse_in_production(unfit: Iterable[str]) -> None:
     profile = os.environ.get("COLDCHAIN_PROFILE", "")
     if profile not in PROFILES:
         raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
-    if profile == PRODUCTION and (found := [*unfit]):
+    if profile == PRODUCTION and (found := [*unfit, *_failpoints()]):
         raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
+
+
+def _failpoints() -> Iterator[str]:
+    if os.environ.get(failpoint.VARIABLE):
+        yield f"{failpoint.VARIABLE} is set, which makes processes fail for tests: leave it out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,11 @@ class Story:
 
     def clear(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
         """Clear tasks of a run (all of them without names) and wait until it has succeeded again."""
+        self.reset(run_id, *task_ids, downstream=downstream)
+        assert self.wait([run_id]) == ["success"]
+
+    def reset(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
+        """Clear tasks of a run, and don't wait for them."""
         body: dict[str, Any] = {
             "dry_run": False, "dag_run_id": run_id, "only_failed": False, "include_downstream": downstream,
             "reset_dag_runs": True,
@@ -101,7 +106,6 @@ class Story:
             body["task_ids"] = list(task_ids)
         cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
         assert cleared["total_entries"] >= max(1, len(task_ids))
-        assert self.wait([run_id]) == ["success"]
 
     def scheduled(self, dag: str) -> str:
         """Wait for the run that unpausing a DAG starts, which is that of the last complete interval; its id."""

@@ -604,10 +604,14 @@ class World(Promises):
             self.broken.append(Violation(f"{path} is deleted while main reaches it"))
         self.files.pop(path, None)
 
-    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any) -> proof.Found:
-        """Fingerprint files, as chdb does for the proof."""
+    def scan_files(
+        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any
+    ) -> tuple[proof.Found, dict[str, proof.Extent]]:
+        """Fingerprint files, and look which times their rows are of, as chdb does for the proof."""
         self.processes.pause("proof.read")
-        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
+        times = {path: [row.at_us for row in self.files[path]] for path in paths if self.files[path]}
+        extents = {path: proof.Extent(min(t), max(t), frozenset({()})) for path, t in times.items()}
+        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}, extents
 
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
@@ -683,7 +687,8 @@ def simulated(world: World) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(driver, "data_file", data_file))
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
-        stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
+        stack.enter_context(mock.patch.object(proof, "scan_files", world.scan_files))
+        stack.enter_context(mock.patch.object(proof, "_prove_codec"))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))

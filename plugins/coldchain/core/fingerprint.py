@@ -129,12 +129,20 @@ def source_buckets(
 
 
 def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int) -> Query:
-    """Build `(path, bucket, rows, hash, unhashed, invalid text rows)` over Parquet files, read with explicit types."""
+    """Build what Parquet files hold, read with explicit types, per file and bucket.
+
+    `(path, bucket, rows, hash, unhashed, invalid text rows, first event time in us, last, partition columns' values)`:
+    of the values, each an array of texts, two at most, for a file should hold rows of one.
+    """
     texts = [each for column in columns for each in invalid_text(column.value, quote(column.name))]
     invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
+    micros = f"toUnixTimestamp64Micro({quote(table.event_time)})"
+    values = comma(f"toString({quote(name)})" for name in table.partition_columns)
     text = (
         f"SELECT _path, {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
-        f" {invalid} AS `invalid` FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
+        f" {invalid} AS `invalid`, min({micros}), max({micros}),"
+        f" groupUniqArray(2)(CAST([{values}], 'Array(String)'))"
+        f" FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
     )
     return Query(text, {"grid": grid_us})
 
