@@ -25,7 +25,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
-from coldchain.core import fingerprint, plan, request
+from coldchain.core import fingerprint, job, plan, request
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
@@ -43,7 +43,17 @@ from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, ceil_us, floor_us, format_us, merge, subtract
-from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, owner_of, publish as move_main, reach_of
+from coldchain.lake import (
+    Lake,
+    base_of,
+    drift_of,
+    head_of,
+    is_published,
+    live_files,
+    owner_of,
+    publish as move_main,
+    reach_of,
+)
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Foreign, Ledger
 
@@ -511,6 +521,19 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
             return None
         raise
     return stage
+
+
+def published_stage(turn: Turn) -> Stage | None:
+    """Return what this run staged last, where `main` holds it, or did and moved on; None where others published.
+
+    A snapshot that has expired since is none either: nobody can read at it any more.
+    """
+    staged = (each for each in turn.ledger.attempts(turn.spec.name, turn.run_key) if each.event == "staged")
+    newest = next(staged, None)
+    if newest is None or newest.detail.get("version") != job.VERSION:
+        return None
+    stage = Stage.from_json(newest.detail)
+    return stage if is_published(turn.lake.require(turn.spec.target), stage.snapshot_id) else None
 
 
 def _newest_try(turn: Turn) -> list[Attempt]:

@@ -208,6 +208,7 @@ class _Compaction:
             io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings=STREAM_SETTINGS,
+            grid_us=self.spec.grid_us,
         )
 
 

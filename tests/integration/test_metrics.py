@@ -138,6 +138,18 @@ def test_a_correction_counts_rows_again_but_not_the_delay(client: TestClient, gr
     assert found["window_publish_delay_seconds_count"] == 1
 
 
+def test_what_is_known_to_be_unequal_does_not_hide_what_nobody_compares(client: TestClient, ground: Ground) -> None:
+    ground.publish(day_us(ground, 1), 2)
+    bad, other = (segment.segment_id for segment in ground.ledger.segments(ground.name))
+    token = ground.ledger.acquire(ground.name, "audit/1")
+    ground.ledger.record_audit(ground.name, token, [], [bad], [], None)
+    found = scrape(client)
+    assert found["segments_unequal"] == 1
+    assert found["table_verified_timestamp_seconds"] == ground.ledger.verifications(ground.name)[0][other] / 1e6 > 0
+    ground.ledger.record_audit(ground.name, token, [], [other], [], None)
+    assert math.isnan(scrape(client)["table_verified_timestamp_seconds"])
+
+
 def test_what_can_t_be_used_or_is_off_is_visible(client: TestClient, ground: Ground) -> None:
     data = json.loads(ground.path.read_text())
     data["tables"][0]["enabled"] = False

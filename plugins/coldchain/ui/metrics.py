@@ -103,7 +103,7 @@ DECLARED = (
     _gauge("segments_unequal", "published segments that the audit found missing, damaged or differing from the source, "
            "and that no run has replaced since"),
     _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
-           "compared by content, by the audit or by its proof"),
+           "compared by content, by the audit or by its proof; of those that are not known to be unequal"),
     _gauge("table_maintained_timestamp_seconds", "when compaction and tidying of the table had both last succeeded; "
            "before the first time, when the table was first offloaded"),
     _gauge("iceberg_data_files", "live data files, as the last maintenance left them"),
@@ -270,7 +270,8 @@ _TAIL = """
   which no comparison takes for a number. `m != m` finds those.
 - Counters lie in `coldchain.counters`, raised where attempts and segments are written: no restart of anything resets
   them. They begin with migration 003. Refused runs lie in `coldchain.rejections` (migration 010), a row for each run
-  and reason; one that was refused while the ledger was away is not counted.
+  and reason, and after 90 days as a number in `coldchain.rejections_forgotten` (migration 014); one that was refused
+  while the ledger was away is not counted.
 - The number of series is bounded: {series} for each table, and no label's value comes from data.
 - A table is late when `coldchain_table_lag_seconds > coldchain_table_lag_limit_seconds`: one interval, its lateness and
   the 15 minutes of the freshness promise.

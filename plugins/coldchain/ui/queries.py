@@ -176,7 +176,7 @@ _FACTS = """
     LEFT JOIN LATERAL (SELECT at, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
         AND event = 'validated' ORDER BY attempt_id DESC LIMIT 1) v ON true
     LEFT JOIN LATERAL (SELECT coalesce(verified_at, created_at) AS at FROM coldchain.segments s
-        WHERE s.table_id = t.table_id AND state = 'published'
+        WHERE s.table_id = t.table_id AND state = 'published' AND coalesce(verified_at, created_at) > to_timestamp(0)
         ORDER BY coalesce(verified_at, created_at) LIMIT 1) seen ON true
     LEFT JOIN LATERAL (SELECT count(*) AS segments FROM coldchain.segments s WHERE s.table_id = t.table_id
         AND state = 'published' AND coalesce(verified_at, created_at) = to_timestamp(0)) unequal ON true
@@ -299,7 +299,10 @@ class LedgerReader:
 
     def rejections(self) -> dict[tuple[str, str], float]:
         """Count the runs that were refused for bad input, by source and reason."""
-        rows = self._rows("SELECT source, reason, count(*) FROM coldchain.rejections GROUP BY source, reason")
+        rows = self._rows(
+            "SELECT source, reason, sum(runs)::float8 FROM (SELECT source, reason, 1 AS runs FROM coldchain.rejections "
+            "UNION ALL SELECT source, reason, runs FROM coldchain.rejections_forgotten) r GROUP BY source, reason"
+        )
         return {(source, reason): float(count) for source, reason, count in rows}
 
     def counters(self, names: Sequence[str]) -> dict[tuple[str, str, str], float]:
