@@ -24,7 +24,7 @@ from coldchain.difference import Sides
 from coldchain.lake import absent_files, head_of, live_files, normalised
 from coldchain.proof import Found
 from coldchain.protocol import Turn
-from coldchain.report import Services, read_published, sealed_before, source_of
+from coldchain.report import Services, read_published, source_of
 from coldchain.source import Source
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _look(
     if table is None:  # an empty source has empty segments, and no table yet
         return
     is_for_ever = spec.retention_us is None
-    sealed_us = None if is_for_ever else sealed_before(spec, Source(services.client, spec).extent().now_us)
+    sealed_us = None if is_for_ever else spec.sealed_before_us(Source(services.client, spec).extent().now_us)
 
     def is_held(segment: Segment) -> bool:
         return sealed_us is None or segment.window.start_us >= sealed_us

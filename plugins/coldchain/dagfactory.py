@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import (
     DAG,
     AsyncCallback,
@@ -232,6 +230,10 @@ what it can't fails the task, by name.
 
 def build_shrink_dag(registry: Registry) -> DAG:
     """Build `coldchain_shrink`: show, ask, and trigger the offload; started by a person only."""
+    # More than half of what this module would take to import, each time that any file of DAGs is parsed.
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+    from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+
     tables = [table for plan in describe(registry) for table in plan.tables]
     with DAG(
         dag_id="coldchain_shrink",
@@ -280,7 +282,8 @@ Nothing here moves or deletes a row: the ledger is corrected, and the next offlo
 
 - `rebuild`: the ledger was lost, or restored from an older dump. What `main` holds is taken back into it.
 - `reset`: compare all that the source still holds once more. Harmless: what is equal is left alone.
-- `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them.
+- `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them. Or
+  those that `main` has lost and the source can't give again, all or none of them.
 - `register`: the catalog lost the table, or was restored from an older dump. It is put back as the ledger left it.
 - `recreate`: the table is gone and shall be: the ledger forgets it, the next run makes it of what the source holds.
 
@@ -296,7 +299,7 @@ def _recover_params(names: Sequence[str]) -> dict[str, Param]:
             type="array",
             items={"type": "integer", "minimum": 1},
             title="Segments",
-            description="For accept: ids of expired segments.",
+            description="For accept: ids of expired segments, or of those that main has lost.",
         ),
         "reason": Param(type="string", minLength=5, maxLength=500, title="Reason", description="Kept in the ledger."),
         "dry_run": Param(True, type="boolean", title="Dry run", description="Say what would be done, change nothing."),

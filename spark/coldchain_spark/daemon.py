@@ -9,4 +9,4 @@ from pyspark.daemon import manager
 import coldchain_spark.stream  # noqa: F401
 
 if __name__ == "__main__":
-    manager()
+    manager()  # type: ignore[no-untyped-call]

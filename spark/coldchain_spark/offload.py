@@ -18,7 +18,7 @@ from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
-from coldchain.core.plan import Plan, PlannedWindow, make_plan
+from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
 from coldchain.core.sql import Query
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
@@ -130,10 +130,14 @@ class _Offload:
         columns = drift.columns
         found = self._plan(columns)
         if not found.windows:
-            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle")
+            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle", {**drift.noted})
             return Outcome(self.spec.name, "idle", message="everything asked for is published already")
         try:
             stage = self._stage(self._table(table, drift), columns, found)
+            self.ledger.note(
+                self.spec.name, self.job.token, self.job.run_key, "staged", {**stage.to_json(), **drift.noted}
+            )
+            failpoint.hit("offload.after_record")
         except BaseException:
             self._clean()
             raise
@@ -182,6 +186,7 @@ class _Offload:
         said = "; ".join(drift.said)
         if table is None or drift.changes_table:
             self.ledger.renew(name, token)
+            self._refuse_another(table)
             failpoint.hit("offload.before_schema")
             if table is None:
                 table = self.turn.lake.create(self.spec, drift.columns)
@@ -196,6 +201,14 @@ class _Offload:
         self.ledger.record_version(name, token, version, to_json(drift.columns), said)
         return table
 
+    def _refuse_another(self, table: Table | None) -> None:
+        """Make or change no table that others have touched since it was taken: a new base would hide what they did."""
+        known = self.ledger.state(self.spec.name).base
+        now = None if table is None else iceberg.base_of(table)
+        heads = [None if base is None else (base.iceberg_uuid, base.main_snapshot_id) for base in (known, now)]
+        if heads[0] != heads[1]:
+            raise BaseMoved(f"table={self.spec.name}: others changed it since it was taken: the task is tried again")
+
     def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:
         known = self.ledger.state(self.spec.name).base
         if known is None or iceberg.head_of(table) != known.main_snapshot_id:
@@ -203,9 +216,7 @@ class _Offload:
         failpoint.hit("offload.before_stream")
         staged = self._stream(table, columns, found)
         failpoint.hit("offload.after_stream")
-        segments = self.ledger.segments(self.spec.name)
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        gone = {iceberg.normalised(p) for s in segments if s.segment_id in replaced for p in s.paths}
+        gone = {iceberg.normalised(path) for segment in self._replaced(staged) for path in segment.paths}
         live = iceberg.live_files(table, known.main_snapshot_id)
         if missing := sorted(gone - live.keys()):
             raise BaseMoved(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
@@ -214,7 +225,7 @@ class _Offload:
         failpoint.hit("offload.before_stage")
         snapshot_id = self._commit(table, [live[path] for path in gone], new, staged)
         failpoint.hit("offload.after_stage")
-        stage = Stage(
+        return Stage(
             token=self.job.token,
             branch=iceberg.branch_name(self.job.token),
             snapshot_id=snapshot_id,
@@ -222,9 +233,6 @@ class _Offload:
             version=fingerprint.version(columns),
             segments=tuple(staged),
         )
-        self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
-        failpoint.hit("offload.after_record")
-        return stage
 
     def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
         properties = {
@@ -307,9 +315,11 @@ class _Offload:
                     f"table={self.spec.name} window={segment.window}: rows changed again after it was read; nothing "
                     "was staged, the task is tried again"
                 )
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        segments = [s for s in self.ledger.segments(self.spec.name) if s.segment_id in replaced]
-        self._refuse_losses(make_plan(windows, segments, now, self.rules))
+        self._refuse_losses(make_plan(windows, self._replaced(staged), now, self.rules))
+
+    def _replaced(self, staged: Sequence[StagedSegment]) -> list[Segment]:
+        """Read the segments that what is staged replaces: a year's would take longer than the stream."""
+        return self.ledger.segments_by_id(self.spec.name, {number for each in staged for number in each.replaces})
 
     def _segment(
         self, table: Table, planned: PlannedWindow, buckets: dict[int, Fingerprint], files: list[Streamed]
@@ -337,7 +347,6 @@ class _Offload:
             field_ids=iceberg.field_ids(table),
             token=self.job.token,
             data_folder=f"{table.location()}/data",
-            io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
             grid_us=self.grid_us,

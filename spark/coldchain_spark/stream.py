@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coldchain import failpoint
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.canonical import field_names
+from coldchain.core.canonical import field_names, writable
 from coldchain.core.errors import ColdchainError, SourceMoving, Transient, Unavailable
 from coldchain.core.fingerprint import Fingerprint, canonical_rows, total
 from coldchain.core.sql import Query, comma, quote
@@ -23,7 +23,7 @@ from coldchain.core.typemap import Column
 from coldchain.lake import file_name
 from coldchain.settings import Settings
 from coldchain.source import Source
-from coldchain_spark.footer import FooterError, seal, split_tail, stamp
+from coldchain_spark.footer import MARKS, FooterError, seal, split_tail, stamp
 from coldchain_spark.slices import Slice
 
 HELD_BACK_BYTES = 8 << 20
@@ -55,7 +55,6 @@ class StreamJob:
     field_ids: dict[str, int]
     token: str
     data_folder: str
-    io_properties: dict[str, str] = field(repr=False)
     settings: Settings = field(repr=False)
     query_settings: dict[str, Any]
     grid_us: int
@@ -86,7 +85,8 @@ class Failed:
 
 def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query:
     """Build the SELECT whose Parquet becomes the file, in the table's sort order."""
-    rows = canonical_rows(spec, tuple(columns), [part.window], part.partition)
+    written = [replace(column, select=writable(column.value, column.select)[1]) for column in columns]
+    rows = canonical_rows(spec, written, [part.window], part.partition)
     head, _, settings = rows.text.rpartition(" SETTINGS ")
     order = comma(quote(name) for name in spec.sort_order)
     return Query(f"{head} ORDER BY {order} SETTINGS {settings} FORMAT Parquet", rows.parameters)
@@ -120,7 +120,8 @@ def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
 def _io(job: StreamJob) -> Any:
     from pyiceberg.io import load_file_io
 
-    return load_file_io(job.io_properties, job.data_folder)
+    # The connection's own, whatever a catalog adds: what a REST server hands out expires, and holds its session.
+    return load_file_io(job.settings.storage, job.data_folder)
 
 
 def delete_file(job: StreamJob, path: str) -> None:
@@ -136,7 +137,7 @@ def write_file(job: StreamJob, part: Slice, chunks: Iterable[bytes]) -> Streamed
         failpoint.hit("stream.before_file")
         # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
         with _io(job).new_output(path).create(overwrite=False) as out:
-            written, rows, footer = _copy(chunks, out, job.field_ids, _binary(job.columns))
+            written, rows, footer = _copy(chunks, out, job.field_ids, _marked(job.columns))
             failpoint.hit("stream.amid_file")
         failpoint.hit("stream.after_file")
     except BaseException:
@@ -145,13 +146,14 @@ def write_file(job: StreamJob, part: Slice, chunks: Iterable[bytes]) -> Streamed
     return Streamed(part, path, written, rows, footer)
 
 
-def _binary(columns: Iterable[Column]) -> frozenset[str]:
+def _marked(columns: Iterable[Column]) -> dict[str, str]:
+    """Name the fields that ClickHouse marks as something else than they are, with what they are."""
     names = (each for column in columns for each in field_names(column.value, column.name))
-    return frozenset(name for name, value in names if value.shape == "binary")
+    return {name: value.shape for name, value in names if value.shape in MARKS}
 
 
 def _copy(
-    chunks: Iterable[bytes], out: Any, field_ids: dict[str, int], binary: frozenset[str] = frozenset()
+    chunks: Iterable[bytes], out: Any, field_ids: Mapping[str, int], marked: Mapping[str, str]
 ) -> tuple[int, int, bytes]:
     """Copy all but the tail, then the stamped tail; return bytes written, rows, and the new footer."""
     written, tail = 0, bytearray()
@@ -162,7 +164,7 @@ def _copy(
             written += len(tail) - HELD_BACK_BYTES
             del tail[:-HELD_BACK_BYTES]
     body, footer = split_tail(bytes(tail))
-    stamped, rows = stamp(footer, field_ids, binary)
+    stamped, rows = stamp(footer, field_ids, marked)
     ending = body + seal(stamped)
     out.write(ending)
     return written + len(ending), rows, stamped

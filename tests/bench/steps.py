@@ -89,7 +89,7 @@ def validate(run: Run) -> None:
     if stage is None:
         raise SystemExit("nothing was staged")
     proof.prove(turn, stage)
-    turn.ledger.note(run.spec.name, stage.token, run.run_key, "validated")
+    turn.ledger.note(run.spec.name, stage.token, run.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
 
 
 def commit(run: Run) -> None:

@@ -152,6 +152,7 @@ class LedgerContract:
             lambda ledger: ledger.lease("nobody_knows"),
             lambda ledger: ledger.state("nobody_knows"),
             lambda ledger: ledger.segments("nobody_knows"),
+            lambda ledger: ledger.segments_by_id("nobody_knows", [1]),
             lambda ledger: ledger.publishing("nobody_knows"),
             lambda ledger: ledger.superseded("nobody_knows", ["/w/a"]),
             lambda ledger: ledger.note("nobody_knows", "t-1", "run/1", "idle"),
@@ -162,6 +163,18 @@ class LedgerContract:
     def test_a_table_that_was_never_registered_is_named(self, ledger: Ledger, call: Callable[[Ledger], Any]) -> None:
         with pytest.raises(Permanent, match="table=nobody_knows is not in the ledger: its read_watermark task"):
             call(ledger)
+
+    def test_a_new_epoch_voids_every_token_once_for_all_calls_of_one(self, ledger: Ledger, name: str) -> None:
+        old = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, old)
+        new = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        ledger.renew(name, new)
+        ledger.renew_epoch("recovery/2")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, new)
 
     def test_an_overtaken_token_releases_nothing(self, ledger: Ledger, name: str) -> None:
         old = ledger.acquire(name, "run/1")
@@ -217,9 +230,12 @@ class LedgerContract:
         self.record(ledger, name, token)
         self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2)))
         old, kept = ledger.segments(name)
+        assert ledger.segments_by_id(name, {kept.segment_id, old.segment_id}) == [old, kept]
+        assert ledger.segments_by_id(name, ()) == []
         made = stage(token, staged(0, 1, rows=11, replaces=(old.segment_id,)), snapshot=3, base=2)
         self.publish(ledger, name, token, made)
         new, still = ledger.segments(name)
+        assert ledger.segments_by_id(name, [old.segment_id, new.segment_id]) == [new], "what was replaced is gone"
         assert (new.fingerprint.rows, still) == (11, kept)
         assert [s.segment_id for s in ledger.superseded(name, old.paths)] == [old.segment_id]
 
@@ -380,7 +396,9 @@ class LedgerContract:
         self.publish(ledger, other, second, stage(second, staged(0, 1)))
         ledger.note(name, token, "run/1", "idle")
         assert len(ledger.segments(name)) == len(ledger.segments(other)) == 1
-        assert ledger.segments(name)[0].segment_id != ledger.segments(other)[0].segment_id
+        (theirs,) = ledger.segments(other)
+        assert ledger.segments(name)[0].segment_id != theirs.segment_id
+        assert ledger.segments_by_id(name, [theirs.segment_id]) == []
         assert ledger.attempts(other, "run/1") == []
         assert ledger.state(other).origin_us is None
 

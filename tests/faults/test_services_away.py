@@ -169,7 +169,10 @@ def full_at(kind: str) -> Iterator[None]:
 @pytest.mark.fault("F34", recovery="next run")
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "not JSON"])
 def test_a_broken_metadata_file_is_named(filled: Lab, damage: str) -> None:
-    """The table is named as broken, with its file and what to do; nothing is written over it."""
+    """The table is named as broken, with its file and what to do; nothing is written over it.
+
+    Nobody watches: a reader opens the same file, and sees no rows at all, rather than wrong ones, for as long.
+    """
     table = filled.lake.require(filled.spec.target)
     kept = Path(table.metadata_location)
     whole = kept.read_bytes()

@@ -77,12 +77,13 @@ class Compactor(compaction._Compaction):
 
 def data_file(table: Any, file: Streamed) -> DataFile:
     """Describe a file to Iceberg, without a footer to read."""
-    return DataFile.from_args(
+    described = DataFile.from_args(
         content=DataFileContent.DATA,
         file_path=file.path,
         file_format=FileFormat.PARQUET,
         partition=Record(file.slice.window.start_us // DAY_US),
         record_count=file.rows,
         file_size_in_bytes=1,
-        spec_id=0,
     )
+    described.spec_id = 0
+    return described

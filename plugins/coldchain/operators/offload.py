@@ -99,7 +99,7 @@ class OffloadOperator(SparkSubmitOperator):
     def _submit(
         self, context: Any, planned: Sequence[tuple[Turn, Work]], leases: ExitStack
     ) -> dict[str, ColdchainError]:
-        """Run one application for the tables that can be taken; return the errors by table."""
+        """Run an application (for many tables several) for those that can be taken; return the errors by table."""
         from coldchain.core.job import JobSpec
 
         jobs, failed = self._take(planned)
@@ -112,18 +112,18 @@ class OffloadOperator(SparkSubmitOperator):
         for turn, job in ((turn, job) for turn, _ in planned for job in jobs if job.spec.name == turn.spec.name):
             leases.enter_context(releasing(context, turn, job.token))
             turn.ledger.note(job.spec.name, job.token, turn.run_key, "started")
-        if not jobs:
-            return failed
-        self.application_args = [JobSpec(tuple(jobs)).dumps()]
-        self._hook = None  # it keeps the arguments of an earlier submission
-        ended: AirflowException | None = None
-        try:
-            super().execute(context)
-        except AirflowException as error:
-            ended = error
         turns = {turn.spec.name: turn for turn, _ in planned}
-        said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in jobs}
-        return failed | {name: error for name, error in said.items() if error is not None}
+        for part in JobSpec(tuple(jobs)).parts() if jobs else ():
+            self.application_args = [part.dumps()]
+            self._hook = None  # it keeps the arguments of an earlier submission
+            ended: AirflowException | None = None
+            try:
+                super().execute(context)
+            except AirflowException as error:
+                ended = error
+            said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in part.tables}
+            failed |= {name: error for name, error in said.items() if error is not None}
+        return failed
 
     def _take(self, planned: Sequence[tuple[Turn, Work]]) -> tuple[list[JobTable], dict[str, ColdchainError]]:
         """Take all tables together, or wait with none: a run that kept some while it waits could wait for ever."""

@@ -143,6 +143,9 @@ class Ledger(Protocol):
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
 
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        """Read those of the segments that are still published, empty or expired, in order of time."""
+
     def publishing(self, name: str) -> list[Publishing]:
         """Read what a committer left undecided; at most one entry per snapshot."""
 
@@ -233,8 +236,8 @@ class Ledger(Protocol):
     def close_incidents(self, ended: Collection[tuple[str, str]]) -> list[str]:
         """Close all that is open of these names and works; return the kinds of which people had been told."""
 
-    def renew_epoch(self) -> None:
-        """Begin a new life of the ledger: every token of the old one is void."""
+    def renew_epoch(self, made_by: str) -> None:
+        """Begin a new life of the ledger: every token of the old one is void; once for all calls in a row by one."""
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         """Append an event to the record of attempts."""

@@ -93,6 +93,7 @@ class MemoryLedger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoch = str(uuid.uuid4())
+        self._epoch_made_by: str | None = None
         self._tables: dict[str, _Table] = {}
         self._incidents: dict[tuple[str, str, str], _Incident] = {}  # what is open, by name, work and kind
         self._last_id = 0
@@ -176,6 +177,10 @@ class MemoryLedger:
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction(name) as table:
             return [s for s in self._done(table) if window is None or s.window.overlaps(window)]
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        with self._transaction(name) as table:
+            return [s for s in self._done(table) if s.segment_id in segment_ids]
 
     def publishing(self, name: str) -> list[Publishing]:
         with self._transaction(name) as table:
@@ -366,8 +371,9 @@ class MemoryLedger:
         closed = {key: self._incidents.pop(key) for key in list(self._incidents) if key[:2] in ended}
         return sorted(kind for (_, _, kind), found in closed.items() if found.is_told)
 
-    def renew_epoch(self) -> None:
-        self._epoch = str(uuid.uuid4())
+    def renew_epoch(self, made_by: str) -> None:
+        if self._epoch_made_by != made_by:
+            self._epoch, self._epoch_made_by = str(uuid.uuid4()), made_by
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction(name) as table:

@@ -49,6 +49,11 @@ _WATERMARK = """
     SELECT coalesce(min(CASE WHEN s > reached THEN reached WHEN state = 'expired' THEN s END),
                     max(e), (SELECT origin FROM known)) FROM done"""
 
+# What a person may have written there, and no datetime of Python's can hold: infinity, years before 1 and after 9999.
+READABLE_WATERMARK = (
+    "CASE WHEN w.last_offload_timestamp BETWEEN '0001-01-02' AND '9999-12-30' THEN w.last_offload_timestamp END"
+)
+
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -276,13 +281,17 @@ class PostgresLedger:
         return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
+        return self._done(name, *(("", ()) if window is None else ('AND "window" && %s', (_range(window),))))
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        return self._done(name, "AND segment_id = ANY(%s)", (list(segment_ids),)) if segment_ids else []
+
+    def _done(self, name: str, condition: str, values: tuple[Any, ...]) -> list[Segment]:
         with self._transaction() as cursor:
-            table_id = self._table_id(cursor, name)
-            overlaps = "" if window is None else 'AND "window" && %s'
             cursor.execute(
                 f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s "
-                f"AND state IN ('published', 'empty', 'expired') {overlaps} ORDER BY lower(\"window\")",
-                (table_id,) if window is None else (table_id, _range(window)),
+                f"AND state IN ('published', 'empty', 'expired') {condition} ORDER BY lower(\"window\")",
+                (self._table_id(cursor, name), *values),
             )
             return [_segment(row) for row in cursor.fetchall()]
 
@@ -566,9 +575,13 @@ class PostgresLedger:
             )
             return sorted(kind for kind, is_told in cursor.fetchall() if is_told)
 
-    def renew_epoch(self) -> None:
+    def renew_epoch(self, made_by: str) -> None:
         with self._transaction() as cursor:
-            cursor.execute("UPDATE coldchain.epoch SET epoch = gen_random_uuid(), made_at = clock_timestamp()")
+            cursor.execute(
+                "UPDATE coldchain.epoch SET epoch = gen_random_uuid(), made_at = clock_timestamp(), made_by = %(by)s "
+                "WHERE made_by IS DISTINCT FROM %(by)s",
+                {"by": made_by},
+            )
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction() as cursor:
@@ -666,12 +679,13 @@ class PostgresLedger:
         with self._transaction() as cursor:
             table_id = self._table_id(cursor, name)
             cursor.execute(
-                "SELECT last_offload_timestamp FROM coldchain.offload_watermarks WHERE table_name = %s", (name,)
+                f"SELECT {READABLE_WATERMARK}, last_offload_timestamp::text FROM coldchain.offload_watermarks w "
+                "WHERE table_name = %s",
+                (name,),
             )
-            row = cursor.fetchone()
-            watermark_us = self._watermark(cursor, table_id)
-            said = None if row is None else _us(row[0])
-            if said == watermark_us:
+            moment, text = cursor.fetchone() or (None, None)
+            watermark_us, said = self._watermark(cursor, table_id), _us(moment)
+            if said == watermark_us and (said is not None or text is None):
                 return None
             self._write_watermark(cursor, name, table_id)
-            return "nothing" if said is None else format_us(said)
+            return (text or "nothing") if said is None else format_us(said)
