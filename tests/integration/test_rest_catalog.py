@@ -77,6 +77,7 @@ def at(lab: Lab, address: str, **changes: Any) -> Lab:
 def read_by_spark(lab: Lab) -> str:
     """Return what the second proof says of the lab's table, by Java's own client of the catalog."""
     given = lab._step_environment()
+    lab.folder.mkdir(exist_ok=True)
     command = ["spark-submit", "--master", "local[1]", "--driver-class-path", jars.resolve(given), VERIFY]
     command.append(json.dumps([lab.spec.to_json()]))
     done = subprocess.run(command, env=given, cwd=lab.folder, capture_output=True, text=True, check=False, timeout=300)
