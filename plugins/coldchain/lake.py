@@ -36,6 +36,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import StaticTable, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
@@ -411,6 +412,12 @@ def head_of(table: Table) -> int:
     return int(snapshot.snapshot_id)
 
 
+def is_published(table: Table, snapshot_id: int) -> bool:
+    """Tell whether a snapshot is `main`'s, or one that `main` came from and that has not expired."""
+    head = table.metadata.snapshot_by_id(head_of(table))
+    return any(each.snapshot_id == snapshot_id for each in ancestors_of(head, table.metadata))
+
+
 def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
     """Return a snapshot's live data files by normalised path.
 
@@ -468,6 +475,13 @@ def list_files(table: Table, folder: str) -> list[Listed]:
         for each in found
         if each.type == FileType.File and each.mtime_ns is not None
     ]
+
+
+def absent_files(table: Table, live: Mapping[str, DataFile]) -> set[str]:
+    """Return the paths of live files that do not exist; asks one by one only for what a listing does not show."""
+    listed = {file.path for file in list_files(table, "data")}
+    with _reading(".".join(table.name())):
+        return {path for path in live.keys() - listed if not table.io.new_input(live[path].file_path).exists()}
 
 
 def reachable(table: Table) -> set[str]:

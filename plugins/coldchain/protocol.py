@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
-from coldchain.core import fingerprint, plan, request
+from coldchain.core import fingerprint, job, plan, request
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
@@ -42,7 +43,17 @@ from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, ceil_us, floor_us, format_us, merge, subtract
-from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, owner_of, publish as move_main, reach_of
+from coldchain.lake import (
+    Lake,
+    base_of,
+    drift_of,
+    head_of,
+    is_published,
+    live_files,
+    owner_of,
+    publish as move_main,
+    reach_of,
+)
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Foreign, Ledger
 
@@ -377,6 +388,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             grid_us=grid_us,
             empty=found.empty,
             expired=found.expired,
+            newest_us=extent.newest_us,
         ),
     )
     failpoint.hit("read.after_record")
@@ -511,6 +523,19 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
     return stage
 
 
+def published_stage(turn: Turn) -> Stage | None:
+    """Return what this run staged last, where `main` holds it, or did and moved on; None where others published.
+
+    A snapshot that has expired since is none either: nobody can read at it any more.
+    """
+    staged = (each for each in turn.ledger.attempts(turn.spec.name, turn.run_key) if each.event == "staged")
+    newest = next(staged, None)
+    if newest is None or newest.detail.get("version") != job.VERSION:
+        return None
+    stage = Stage.from_json(newest.detail)
+    return stage if is_published(turn.lake.require(turn.spec.target), stage.snapshot_id) else None
+
+
 def _newest_try(turn: Turn) -> list[Attempt]:
     """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own.
 
@@ -610,6 +635,8 @@ def _move(turn: Turn, stage: Stage) -> int | None:
         raise
     except CommitUnknown as error:  # main alone says whether the commit landed
         log.warning("%s: %s", name, error)
+        with suppress(ColdchainError):  # it is only counted, and the ledger may be away too
+            turn.ledger.note(name, stage.token, turn.run_key, "unknown", {"error": str(error)})
         head = head_of(turn.lake.require(target))
         if head == stage.snapshot_id:
             return _finish(turn, stage)

@@ -207,6 +207,7 @@ class _Compaction:
             data_folder=f"{table.location()}/data",
             settings=self.settings,
             query_settings=STREAM_SETTINGS,
+            grid_us=self.spec.grid_us,
         )
 
 

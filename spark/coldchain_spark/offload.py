@@ -257,19 +257,20 @@ class _Offload:
             if not waiting:
                 break
             files, busy = self._stream_windows(job, waiting)
-            after = self.source.buckets(columns, [planned.window for planned in waiting], self.grid_us)
+            emptied = [planned.window for planned in waiting if planned.fingerprint == EMPTY]
+            now = _added([*(file.source for file in files), self.source.buckets(columns, emptied, self.grid_us)])
             moved: list[PlannedWindow] = []
             for planned in waiting:
-                now = within(after, planned.window)
+                found_now = within(now, planned.window)
                 mine = [file for file in files if file.slice.segment == planned.window]
-                is_still = planned.window not in busy and now == _filled(within(self.buckets, planned.window))
+                is_still = planned.window not in busy and found_now == _filled(within(self.buckets, planned.window))
                 if is_still and sum(file.rows for file in mine) == planned.fingerprint.rows:
                     self.files += mine
-                    staged.append(self._segment(table, planned, now, mine))
+                    staged.append(self._segment(table, planned, found_now, mine))
                 else:
-                    moved.append(replace(planned, fingerprint=total(now.values())))
+                    moved.append(planned)
                     self._remove(file.path for file in mine)
-            self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
+            moved = self._look_again(columns, moved)
             self.is_partial = self.is_partial or bool(moved)
             waiting = [planned for planned in moved if not planned.replaces]
             left += [planned for planned in moved if planned.replaces]
@@ -285,6 +286,12 @@ class _Offload:
         if self.is_partial:
             self._judge_again(columns, staged)
         return sorted(staged, key=lambda segment: segment.window)
+
+    def _look_again(self, columns: Columns, moved: Sequence[PlannedWindow]) -> list[PlannedWindow]:
+        """Fingerprint windows that moved anew, all at one moment: their slices were looked at one after the other."""
+        after = self.source.buckets(columns, [planned.window for planned in moved], self.grid_us)
+        self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
+        return [replace(each, fingerprint=total(within(after, each.window).values())) for each in moved]
 
     def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
         """Look once more at all that was streamed, together, where windows were read at different times or left out.
@@ -332,6 +339,7 @@ class _Offload:
             data_folder=f"{table.location()}/data",
             settings=self.settings,
             query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
+            grid_us=self.grid_us,
         )
 
     def _stream_windows(self, job: StreamJob, planned: Sequence[PlannedWindow]) -> tuple[list[Streamed], set[Window]]:
@@ -391,6 +399,15 @@ class _Streamer:
 
     def __call__(self, part: Slice) -> Streamed | Failed:
         return stream_slice(self.job, part)
+
+
+def _added(parts: Iterable[Mapping[int, Fingerprint]]) -> dict[int, Fingerprint]:
+    """Add buckets up; two slices of a window may share one."""
+    sums: dict[int, Fingerprint] = {}
+    for part in parts:
+        for start, found in part.items():
+            sums[start] = sums.get(start, EMPTY) + found
+    return sums
 
 
 def _filled(buckets: Mapping[int, Fingerprint]) -> dict[int, Fingerprint]:

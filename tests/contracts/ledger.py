@@ -13,7 +13,7 @@ from coldchain.core.fingerprint import EMPTY, Fingerprint
 from coldchain.core.job import Stage, StagedSegment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import HOUR_US, MINUTE_US, Window, format_us
-from coldchain.store.ledger import DAMAGED, Base, Comparison, Foreign, Ledger, Proven
+from coldchain.store.ledger import DAMAGED, OFFLOAD, REGISTRY, VERIFY, Base, Comparison, Foreign, Ledger, Proven
 from coldchain.store.memory import WatermarkRow
 
 T0 = 1_770_681_600_000_000  # 2026-02-10
@@ -56,6 +56,10 @@ class LedgerContract:
 
     def expire(self, ledger: Any, name: str) -> None:
         """Let the lease run out."""
+        raise NotImplementedError
+
+    def pass_days(self, ledger: Any, name: str, days: float) -> None:
+        """Let incidents of a name grow older."""
         raise NotImplementedError
 
     def damage(self, ledger: Any, name: str, watermark_us: int | None) -> None:
@@ -406,9 +410,33 @@ class LedgerContract:
         assert ledger.open_incident(name, "Unavailable", "still", "run/3") is None
         other = ledger.open_incident(name, "SchemaDrift", "a column", "run/3")
         assert other not in (None, incident)
-        assert ledger.close_incidents(name) == ["Unavailable"], "only those of which people were told"
-        assert ledger.close_incidents(name) == []
+        assert ledger.close_incidents([(name, OFFLOAD)]) == ["Unavailable"], "only those of which people were told"
+        assert ledger.close_incidents([(name, OFFLOAD)]) == []
         again = ledger.open_incident(name, "Unavailable", "once more", "run/4")
+        assert again not in (None, incident)
+
+    def test_an_incident_is_of_one_work_and_need_be_of_no_table(self, ledger: Ledger, name: str) -> None:
+        entry = f"entry_of_{name}"
+        of = [(name, OFFLOAD), (name, VERIFY), (entry, REGISTRY)]
+        incidents = [ledger.open_incident(named, "Unavailable", "away", "run/1", work) for named, work in of]
+        assert len({*incidents, None}) == 4
+        for incident in incidents:
+            assert incident is not None
+            ledger.note_told(incident)
+        assert ledger.close_incidents([(name, OFFLOAD), (name, REGISTRY)]) == ["Unavailable"]
+        assert ledger.open_incident(name, "Unavailable", "away", "run/2", VERIFY) is None, "it goes on"
+        assert ledger.close_incidents(of) == ["Unavailable", "Unavailable"]
+
+    def test_an_incident_that_was_not_seen_for_two_days_is_over(self, ledger: Ledger, name: str) -> None:
+        """Nothing ends that of an entry which was taken out of the registry: the next one must be told again."""
+        incident = ledger.open_incident(name, "RegistryProblem", "grid", "run/1", REGISTRY)
+        assert incident is not None
+        ledger.note_told(incident)
+        for _ in range(2):
+            self.pass_days(ledger, name, 1.5)
+            assert ledger.open_incident(name, "RegistryProblem", "grid", "run/2", REGISTRY) is None, "it was seen"
+        self.pass_days(ledger, name, 2.1)
+        again = ledger.open_incident(name, "RegistryProblem", "grid", "run/3", REGISTRY)
         assert again not in (None, incident)
 
     def test_an_audit_marks_what_it_saw(self, ledger: Ledger, name: str) -> None:

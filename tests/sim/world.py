@@ -570,7 +570,7 @@ class World(Promises):
         """Return how many rows a slice holds."""
         return self.slice_rows
 
-    def stream(self, token: str, part: Slice) -> Streamed | Failed:
+    def stream(self, token: str, part: Slice, grid_us: int) -> Streamed | Failed:
         """Do what an executor does with a slice."""
         for _ in range(3):
             if self.processes.pause("stream.write"):
@@ -581,8 +581,9 @@ class World(Promises):
             path = f"/w/{iceberg.file_name(part.segment, token, f'{self.file_count:032x}')}"
             self.files[path] = rows
             self.processes.pause("stream.count")
-            if len(rows) == len(self.history.rows(part.window)):
-                return Streamed(part, path, 1, len(rows), b"")
+            after = self.history.rows(part.window)
+            if len(rows) == len(after):
+                return Streamed(part, path, 1, len(rows), b"", fingerprint_rows(after, grid_us))
             self.remove(path)
         return Failed(SourceMoving, "rows came or went")
 

@@ -228,6 +228,7 @@ def test_what_travels_to_executors_never_shows_secrets_but_holds_them() -> None:
         data_folder="/w/cold/t/data",
         settings=SETTINGS,
         query_settings={},
+        grid_us=1,
     )
     assert SECRET not in f"{job!r} {job}"
     assert pickle.loads(pickle.dumps(job)).settings.clickhouse_password == SECRET
