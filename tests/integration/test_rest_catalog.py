@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,13 +21,12 @@ from coldchain.core.windows import HOUR_US
 from coldchain.lake import Lake, head_of, live_files
 from coldchain.maintenance import tidy
 from coldchain.settings import Settings
-from stack import jars
 from tests.faults.test_kills import prepare
 from tests.faults.test_lost_replies import CATALOG, converge, go
 from tests.integration.test_maintenance import aged, compact
 from tests.integration.test_object_storage import store  # noqa: F401
 from tests.integration.test_recovery import fresh, lost, order, rebuild  # noqa: F401
-from tests.lab import ROOT, Lab, yesterday
+from tests.lab import Lab, yesterday
 from tests.proxy import Fault, proxy
 from tests.reader import watching
 from tests.rest_server import serving
@@ -36,7 +34,6 @@ from tests.rest_server import serving
 START = yesterday()
 HOUR = timedelta(hours=1)
 SECRET = "a-secret-of-the-rest-catalog"
-VERIFY = str(ROOT / "spark" / "jobs" / "verify_tables.py")
 STAGED, MOVED = b'"action":"add-snapshot"', b'"ref-name":"main"'
 HTTP = "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}"
 
@@ -204,20 +201,6 @@ def test_a_table_that_the_catalog_lost_is_put_back(lab: Lab, monkeypatch: pytest
     monkeypatch.setenv("COLDCHAIN_PROFILE", "production")
     with pytest.raises(Permanent, match=f"{lab.spec.target} at file:/.* lies on one machine's disk"):
         lab.lake.load(lab.spec.target)
-
-
-def test_spark_sql_reads_it_by_the_same_catalog(lab: Lab) -> None:
-    """The second proof, by Java's own client."""
-    lab.insert_many(START, 30, 60_000_000)
-    lab.run()
-    given = lab._step_environment()
-    lab.folder.mkdir(exist_ok=True)
-    command = ["spark-submit", "--master", "local[1]", "--driver-class-path", jars.resolve(given), VERIFY]
-    command.append(json.dumps([lab.spec.to_json()]))
-    done = subprocess.run(command, env=given, cwd=lab.folder, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{lab.name}: 30 rows in " in done.stdout
-    assert "read by Spark SQL: equal" in done.stdout
 
 
 def test_another_catalog_takes_a_table_over_as_the_ledger_left_it(lab: Lab) -> None:
