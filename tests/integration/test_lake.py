@@ -55,9 +55,9 @@ def test_a_column_without_a_lossless_form_is_named(lab: Lab) -> None:
 
 
 def test_late_rows_in_every_commit_let_neither_manifests_nor_metadata_files_grow(tmp_path: Path) -> None:
-    """pyiceberg 0.12 merges manifests on append alone: a table that replaces files in every commit never appends."""
+    """Pyiceberg 0.12 merges manifests on append alone: a table that replaces files in every commit never appends."""
     year = Year(tmp_path)
-    windows = [Window(at * QUARTER_US, (at + 1) * QUARTER_US) for at in range(0, 36)]
+    windows = [Window(at * QUARTER_US, (at + 1) * QUARTER_US) for at in range(36)]
     for window, before in zip(windows, [None, *windows], strict=False):
         year.commit([window, *([before] if before else [])], 10_000)
         table = year.lake.require(year.target)
