@@ -9,7 +9,9 @@
 | `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
 | `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`, and on an    |
 |                                  | object store `s3.endpoint`, `s3.region`, `s3.access-key-id`,                      |
-|                                  | `s3.secret-access-key`                                                            |
+|                                  | `s3.secret-access-key`. Of a REST catalog: login and password (or a token as      |
+|                                  | password); extra `type: rest`, `uri`, and if wanted `warehouse` (its name there), |
+|                                  | `oauth2-server-uri`, `scope`, `ca_certs`                                          |
 | `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process,|
 |                                  | and what a cluster needs: `jobs`, `py_files`, `archives`, `conf`                  |
 | `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
@@ -32,10 +34,10 @@ from clickhouse_driver import Client as NativeClient, errors
 
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
-from coldchain.core.production import of_clickhouse, of_password, of_postgres
+from coldchain.core.production import is_rest, of_clickhouse, of_password, of_postgres
 from coldchain.core.sql import Query
 from coldchain.notify import SENDERS
-from coldchain.settings import LOADS, SETTINGS_FILE, Settings, refuse_in_production, whole
+from coldchain.settings import LOADS, REST, SETTINGS_FILE, Settings, refuse_in_production, whole
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
@@ -139,21 +141,45 @@ def settings() -> Settings:
     clickhouse, postgres, iceberg = _clickhouse(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
     http = clickhouse.extra_dejson
     scheme = "https" if http.get("secure") else "http"
+    if not http.get("http_port"):
+        raise _not_set(CLICKHOUSE, "http_port")
+    catalog_uri, access = _catalog(iceberg)
     warehouse = iceberg.extra_dejson.get("warehouse")
-    if not http.get("http_port") or not warehouse:
-        missing = f"{CLICKHOUSE}: http_port" if not http.get("http_port") else f"{ICEBERG}: warehouse"
-        raise Permanent(f"the extra of connection {missing} is not set: add it to the connection")
+    if not warehouse and not is_rest(catalog_uri):
+        raise _not_set(ICEBERG, "warehouse")
     return Settings(
         clickhouse_url=f"{scheme}://{clickhouse.host}:{http['http_port']}",
         clickhouse_user=clickhouse.login or "default",
         clickhouse_password=clickhouse.password or "",
         clickhouse_ca=str(http.get("ca_certs") or ""),
         ledger_uri=_uri(postgres),
-        catalog_uri=_uri(iceberg),
-        warehouse=warehouse,
+        catalog_uri=catalog_uri,
+        catalog_access=access,
+        warehouse=str(warehouse or ""),
         storage={name: str(value) for name, value in iceberg.extra_dejson.items() if name.startswith("s3.")},
         **_loads(CLICKHOUSE, clickhouse),
     )
+
+
+def _not_set(conn_id: str, key: str) -> Permanent:
+    return Permanent(f"the extra of connection {conn_id}: {key} is not set: add it to the connection")
+
+
+def _catalog(found: Connection) -> tuple[str, dict[str, str]]:
+    """Return the catalog's address, and what a REST catalog is asked with."""
+    extra = found.extra_dejson
+    if (kind := extra.get("type", "sql")) not in ("sql", "rest"):
+        raise Permanent(f"the extra of connection {ICEBERG} holds type={kind!r}: allowed are sql and rest")
+    if kind == "sql":
+        return _uri(found), {}
+    uri = str(extra.get("uri") or "")
+    if not is_rest(uri):
+        raise Permanent(f"the extra of connection {ICEBERG} needs uri, an address that begins with https:// or http://")
+    access = {key: str(extra[key]) for key in REST if key in extra and key not in ("credential", "token")}
+    if found.password:
+        kept = {"credential": f"{found.login}:{found.password}"} if found.login else {"token": found.password}
+        access |= kept
+    return uri, access
 
 
 def _loads(conn_id: str, found: Connection) -> dict[str, int]:

@@ -205,9 +205,9 @@ class _Compaction:
             field_ids=iceberg.field_ids(table),
             token=self.token,
             data_folder=f"{table.location()}/data",
-            io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings=STREAM_SETTINGS,
+            grid_us=self.spec.grid_us,
         )
 
 

@@ -268,9 +268,9 @@ def test_what_travels_to_executors_never_shows_secrets_but_holds_them() -> None:
         field_ids={"ts": 1},
         token="t",
         data_folder="/w/cold/t/data",
-        io_properties={"s3.secret-access-key": SECRET},
         settings=SETTINGS,
         query_settings={},
+        grid_us=1,
     )
     assert SECRET not in f"{job!r} {job}"
     assert pickle.loads(pickle.dumps(job)).settings.clickhouse_password == SECRET
