@@ -29,6 +29,7 @@ from coldchain.report import Services, status_of
 from coldchain.settings import Settings
 from coldchain.store.ledger import Attempt
 
+log = logging.getLogger(__name__)
 FORMATS = ("table", "markdown", "json")
 STEPS = ("offload_s", "validate_s", "commit_s", "run_s")
 SYMBOLS = ("canonical_symbol", "symbol")
@@ -167,8 +168,12 @@ def _symbols(table: Table) -> int | None:
     if column is None:
         return None
     found: set[Any] = set()
-    for batch in table.scan(selected_fields=(column,)).to_arrow_batch_reader():
-        found.update(batch.column(0).unique().to_pylist())
+    try:
+        for batch in table.scan(selected_fields=(column,)).to_arrow_batch_reader():
+            found.update(batch.column(0).unique().to_pylist())
+    except OSError as error:  # a file is gone or unreadable: the audit names it, and what else is measured stands
+        log.warning("%s: its symbols can't be counted: %s", ".".join(table.name()), error)
+        return None
     return len(found)
 
 

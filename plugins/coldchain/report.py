@@ -76,10 +76,6 @@ class Status:
         return "equal"
 
 
-def sealed_before(spec: TableSpec, now_us: int) -> int | None:
-    return None if spec.retention_us is None else now_us - spec.retention_us + spec.seal_margin_us
-
-
 def source_of(services: Services, spec: TableSpec, segments: Sequence[Segment]) -> list[tuple[Segment, Fingerprint]]:
     """Fingerprint the source over every segment, with the columns that the segment was made with.
 
@@ -120,7 +116,7 @@ def status_of(services: Services, spec: TableSpec) -> Status:
     final = " FINAL" if spec.read == "final" else ""
     ((rows,),) = services.client(Query(f"SELECT count() FROM {quote_table(spec.source)}{final}", {}))
     segments = services.ledger.segments(spec.name)
-    sealed_us = sealed_before(spec, now_us)
+    sealed_us = spec.sealed_before_us(now_us)
     held = [s for s in segments if sealed_us is None or s.window.start_us >= sealed_us]
     differing = tuple(s.window for s, source in source_of(services, spec, held) if source != s.fingerprint)
     table = services.lake.load(spec.target)
@@ -164,7 +160,7 @@ def verify_table(services: Services, spec: TableSpec) -> Verified:
     said += [f"{spec.name}: {path} is published but main does not hold it" for path in sorted(owned - live.keys())]
     found = read_published(services, spec, segments, live.keys())
     now_us = Source(services.client, spec).extent().now_us
-    sealed_us = sealed_before(spec, now_us)
+    sealed_us = spec.sealed_before_us(now_us)
     for segment, source in source_of(services, spec, segments):
         is_sealed = sealed_us is not None and segment.window.start_us < sealed_us
         held = total(part for path in segment.paths for part in found.get(path, {}).values())

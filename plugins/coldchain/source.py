@@ -294,11 +294,16 @@ class Source:
         )
         return Extent(int(now_us), int(oldest_us) if rows else None, int(newest_us) if rows else None)
 
-    def buckets(self, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> dict[int, Fingerprint]:
-        """Fingerprint every non-empty bucket of the windows, as the source is now."""
+    def buckets(
+        self, columns: Sequence[Column], windows: Sequence[Window], grid_us: int, partition: Sequence[str] = ()
+    ) -> dict[int, Fingerprint]:
+        """Fingerprint every non-empty bucket of the windows, or of one Iceberg partition in them, as the source is now.
+
+        A window that is no multiple of the grid gives a part of a bucket at its edge: parts add up to the bucket.
+        """
         if not windows:
             return {}
-        rows = self._client(fingerprint.source_buckets(self._spec, columns, windows, grid_us))
+        rows = self._client(fingerprint.source_buckets(self._spec, columns, windows, grid_us, partition))
         if unhashed := sum(int(row[3]) for row in rows):
             raise Permanent(f"table={self._spec.name}: {unhashed} rows have no hash; the type map is at fault")
         return {int(start): Fingerprint(int(count), int(hash_)) for start, count, hash_, _ in rows}

@@ -18,7 +18,7 @@ from coldchain.core.typemap import Column
 from coldchain.core.windows import MIN_US, Window, format_us, merge
 from coldchain.core.word import Made, lake_words, source_words
 from coldchain.lake import drift_of
-from coldchain.report import Services, sealed_before
+from coldchain.report import Services
 from coldchain.settings import CATALOG_NAME
 from coldchain.source import Source
 
@@ -55,7 +55,7 @@ def compare(spark: SparkSession, services: Services, spec: TableSpec) -> Compare
     columns = drift_of(spec, source.columns(), table).columns
     names = {version: [each["name"] for each in made] for version, made in services.ledger.versions(spec.name).items()}
     names[fingerprint.version(columns)] = [column.name for column in columns]
-    sealed_us = sealed_before(spec, source.extent().now_us)
+    sealed_us = spec.sealed_before_us(source.extent().now_us)
     segments = services.ledger.segments(spec.name)
     held = [
         s

@@ -1,7 +1,7 @@
 """The offload through a real Airflow scheduler, on the shipped registry and the shipped trades.
 
 One story, told in order, over all ten tables: backfill, first run, idle run, late rows, clearing, triggering twice, a
-table that fails, wrong parameters. After every chapter the independent comparer decides, row by row.
+table that fails, a lost file, wrong parameters. After every chapter the independent comparer decides, row by row.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import Steps, append_foreign
+from tests.sinks import taking_posts
 
 ROOT = Path(__file__).parents[2]
 DAG = "coldchain_offload"
@@ -92,6 +93,11 @@ class Story:
 
     def clear(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
         """Clear tasks of a run (all of them without names) and wait until it has succeeded again."""
+        self.reset(run_id, *task_ids, downstream=downstream)
+        assert self.wait([run_id]) == ["success"]
+
+    def reset(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
+        """Clear tasks of a run, and don't wait for them."""
         body: dict[str, Any] = {
             "dry_run": False, "dag_run_id": run_id, "only_failed": False, "include_downstream": downstream,
             "reset_dag_runs": True,
@@ -100,7 +106,19 @@ class Story:
             body["task_ids"] = list(task_ids)
         cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
         assert cleared["total_entries"] >= max(1, len(task_ids))
-        assert self.wait([run_id]) == ["success"]
+
+    def scheduled(self, dag: str) -> str:
+        """Wait for the run that unpausing a DAG starts, which is that of the last complete interval; its id."""
+        deadline = time.monotonic() + 240
+        while not (runs := self.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
+            assert time.monotonic() < deadline, f"unpausing {dag} started no run"
+            time.sleep(0.5)
+        return str(runs[0]["dag_run_id"])
+
+    def returned(self, dag: str, run_id: str, task_id: str) -> Any:
+        """Return what a task returned."""
+        task = f"/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        return self.api.get(f"{task}/xcomEntries/return_value")["value"]
 
     def scheduler_said(self, pattern: str) -> bool:
         """Tell whether a line of the scheduler's log matches."""
@@ -400,22 +418,32 @@ def test_8c_a_person_decides_whether_a_segment_may_shrink(story: Story, answer: 
 
 
 def test_8d_a_dag_that_follows_silver_reads_what_was_published(story: Story) -> None:
+    """Also when the commit is cleared: it repeats its event, for the try that published may have died unheard."""
     story.api.patch("/dags/coldchain_example", {"is_paused": False})
     story.insert_copy(900_003_902, limit=3)
-    story.trigger()
+    offload = story.trigger()
+    counts, extras = followed(story, 1)
+    assert sum(counts.values()) == sum(extra["rows"] for extra in extras) > 3, "a window is published whole"
+    assert all(window["bytes"] > 0 for extra in extras for window in extra["windows"])
+    story.clear(offload, "silver.silver_trades.commit")
+    assert followed(story, 2) == (counts, extras)
+    story.api.patch("/dags/coldchain_example", {"is_paused": True})
+    told = story.api.get("/assets/events", source_dag_id=DAG, limit=1000)["asset_events"]
+    assert {bool(event["extra"].get("snapshot_id")) for event in told} == {True}, "each says what was published"
+    story.check_equal(12_531)
+
+
+def followed(story: Story, count: int) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Wait for so many runs of the example; return what the newest counted, and the events that it read."""
     deadline = time.monotonic() + 240
-    while not (runs := story.api.get("/dags/coldchain_example/dagRuns", order_by="-id")["dag_runs"]):
-        assert time.monotonic() < deadline, "no event of Silver started the example"
+    while len(runs := story.api.get("/dags/coldchain_example/dagRuns", order_by="-id")["dag_runs"]) < count:
+        assert time.monotonic() < deadline, f"only {len(runs)} events of Silver started the example"
         time.sleep(0.5)
     run_id = runs[0]["dag_run_id"]
     assert story.wait([run_id], dag="coldchain_example") == ["success"]
-    path = f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}"
-    counts = story.api.get(f"{path}/taskInstances/count_trades/xcomEntries/return_value")["value"]
-    events = story.api.get(f"{path}/upstreamAssetEvents")["asset_events"]
-    assert sum(counts.values()) == sum(event["extra"]["rows"] for event in events) > 3, "a window is published whole"
-    assert all(window["bytes"] > 0 for event in events for window in event["extra"]["windows"])
-    story.api.patch("/dags/coldchain_example", {"is_paused": True})
-    story.check_equal(12_531)
+    events = story.api.get(f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}/upstreamAssetEvents")
+    counts = story.returned("coldchain_example", run_id, "count_trades")
+    return counts, [event["extra"] for event in events["asset_events"]]
 
 
 def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Story) -> None:
@@ -436,11 +464,7 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     assert re.search(rf"{KRAKEN}: .*: [0-9]+ files of [0-9]+ segments", said), said
     assert story.heads() == heads
     story.api.patch(f"/dags/{dag}", {"is_paused": False})
-    deadline = time.monotonic() + 240
-    while not (runs := story.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
-        assert time.monotonic() < deadline, "unpausing starts the run of the last complete interval"
-        time.sleep(0.5)
-    assert story.wait([runs[0]["dag_run_id"]], dag=dag) == ["success"]
+    assert story.wait([story.scheduled(dag)], dag=dag) == ["success"]
     assert story.files(spec.target) <= files - 4
     heads = story.heads()
     run_id = story.api.trigger(dag, {"tables": asked})
@@ -454,6 +478,38 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     story.check_equal(12_531)
     story.trigger()
     assert story.heads() == heads, "nothing has to move"
+
+
+def test_8f_the_audit_names_a_file_that_is_gone_and_people_are_told_until_it_is_back(story: Story) -> None:
+    dag, hook = "coldchain_verify", "/connections/coldchain_notify_webhook"
+    while story.api.active_runs(DAG):
+        time.sleep(0.5)
+    story.api.patch(f"/dags/{DAG}", {"is_paused": True})  # or a run of the schedule might bring it back too soon
+    path = [path for segment in story.ledger.segments(KRAKEN) for path in segment.paths][-1]
+    Path(path).unlink()
+    with taking_posts() as (port, got, _):
+        form = {"connection_id": hook.rpartition("/")[2], "conn_type": "http", "password": f"http://127.0.0.1:{port}/"}
+        story.api.post("/connections", form)
+        story.api.patch(f"/dags/{dag}", {"is_paused": False})
+        asked = story.api.trigger(dag, {"tables": [KRAKEN], "mode": "all"})
+        runs = [story.scheduled(dag), asked]
+        assert story.wait(runs, dag=dag) == ["failed", "failed"], "nothing is due, but every file must exist"
+        for run_id in runs:
+            assert [task["task_id"] for task in story.api.tasks(dag, run_id) if task["state"] == "failed"] == [KRAKEN]
+        story.api.patch(f"/dags/{DAG}", {"is_paused": False})
+        story.trigger()
+        story.check_equal(12_531)
+        for mode in ("all", "deep"):
+            run_id = story.api.trigger(dag, {"tables": [KRAKEN], "mode": mode})
+            assert story.wait([run_id], dag=dag) == ["success"]
+            assert story.returned(dag, run_id, KRAKEN).endswith("rows compared by content: all equal")
+        story.api._authorised("DELETE", f"/api/v2{hook}", None)
+    story.api.patch(f"/dags/{dag}", {"is_paused": True})
+    assert [message["subject"] for message in got] == [
+        f"Coldchain: verify of {KRAKEN} is failing (Damaged)", f"Coldchain: verify of {KRAKEN} is working again",
+    ]  # fmt: skip
+    assert f"{path} is gone: the next run writes it anew" in got[0]["said"]
+    assert got[0]["run"] in {f"{dag}/{run_id}" for run_id in runs}
 
 
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:

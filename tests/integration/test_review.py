@@ -315,7 +315,7 @@ def test_a_commit_whose_twin_published_succeeds(lab: Lab) -> None:
     assert work is not None
     stage = protocol.latest_stage(turn, work, "staged")
     assert stage is not None
-    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated")
+    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
     begin = lab.ledger.begin_publish
 
     def slow(*arguments: Any) -> None:
