@@ -149,6 +149,12 @@ class Lab(Steps):
             "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
         )
 
+    def keep_doubles(self) -> None:
+        """Make the table anew as one that keeps doubled rows, read as it stands."""
+        self.spec = replace(self.spec, read="raw")
+        self.execute(f"DROP TABLE k2.{self.name} SYNC")
+        self.execute(f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = MergeTree ORDER BY (symbol, ts, seq)")
+
     def execute(self, statement: str) -> None:
         """Run a statement as the loader."""
         for _ in self.loader.stream(Query(statement, {}), {}):

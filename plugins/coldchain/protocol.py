@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
-from coldchain.core import fingerprint, plan, request
+from coldchain.core import fingerprint, job, plan, request
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
@@ -42,7 +43,17 @@ from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, ceil_us, floor_us, format_us, merge, subtract
-from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, owner_of, publish as move_main, reach_of
+from coldchain.lake import (
+    Lake,
+    base_of,
+    drift_of,
+    head_of,
+    is_published,
+    live_files,
+    owner_of,
+    publish as move_main,
+    reach_of,
+)
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Foreign, Ledger
 
@@ -385,11 +396,13 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         log.warning("%s: the watermark row said %s and was repaired from the segments", spec.name, said)
     source.preflight()
     columns = source.columns()
+    noted: dict[str, list[str]] = {}  # how the source's columns differ, for the ledger
     if (table := turn.lake.load(spec.target)) is not None:
         found_drift = drift_of(spec, columns, table)
         columns = found_drift.columns
         for said in found_drift.said:
             log.warning("%s: %s", spec.name, said)
+        noted = found_drift.noted
     extent = source.extent()
     state = ledger.state(spec.name)
     capped_us, slowest = upstream_us(turn, asked)
@@ -397,7 +410,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if capped_us is not None and capped_us < request.end_us(asked, extent.now_us, spec.grid_us, spec.lateness_us):
         waits = f"; it waits for {slowest}, which {_reached(capped_us)}"
         if capped_us == MIN_US:
-            ledger.note(spec.name, token, turn.run_key, "idle")
+            ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
             return Reading(token, None, Plan(), state.watermark_us, f"{spec.name}: nothing to move{waits}")
     origin_us = min((us for us in (state.origin_us, extent.origin_us) if us is not None), default=None)
     wanted, until_us = request.windows_to_compare(
@@ -437,13 +450,14 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             grid_us=grid_us,
             empty=found.empty,
             expired=found.expired,
+            newest_us=extent.newest_us,
         ),
     )
     failpoint.hit("read.after_record")
     if is_idle and complaint:
         raise (SourceShrank if found.shrunk else ForeignFiles)(complaint)
     if is_idle:
-        ledger.note(spec.name, token, turn.run_key, "idle")
+        ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
         ledger.mark(spec.name, "success")
         return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}{waits}")
     ledger.mark(spec.name, "running")
@@ -572,6 +586,19 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
     return stage
 
 
+def published_stage(turn: Turn) -> Stage | None:
+    """Return what this run staged last, where `main` holds it, or did and moved on; None where others published.
+
+    A snapshot that has expired since is none either: nobody can read at it any more.
+    """
+    staged = (each for each in turn.ledger.attempts(turn.spec.name, turn.run_key) if each.event == "staged")
+    newest = next(staged, None)
+    if newest is None or newest.detail.get("version") != job.VERSION:
+        return None
+    stage = Stage.from_json(newest.detail)
+    return stage if is_published(turn.lake.require(turn.spec.target), stage.snapshot_id) else None
+
+
 def _newest_try(turn: Turn) -> list[Attempt]:
     """Return the events of the run's newest token, newest first: a zombie of an older try may still write its own.
 
@@ -611,7 +638,8 @@ def republish(turn: Turn, stage: Stage) -> None:
 
     What may replace published segments without asking the source is what equals them: that is looked at here again.
     """
-    held = {segment.segment_id: segment for segment in turn.ledger.segments(turn.spec.name)}
+    replaced_ids = {segment_id for segment in stage.segments for segment_id in segment.replaces}
+    held = {segment.segment_id: segment for segment in turn.ledger.segments_by_id(turn.spec.name, replaced_ids)}
     for segment in stage.segments:
         replaced = [held[number] for number in segment.replaces if number in held]
         if fingerprint.total(each.fingerprint for each in replaced) != segment.fingerprint or any(
@@ -671,6 +699,8 @@ def _move(turn: Turn, stage: Stage) -> int | None:
         raise
     except CommitUnknown as error:  # main alone says whether the commit landed
         log.warning("%s: %s", name, error)
+        with suppress(ColdchainError):  # it is only counted, and the ledger may be away too
+            turn.ledger.note(name, stage.token, turn.run_key, "unknown", {"error": str(error)})
         head = head_of(turn.lake.require(target))
         if head == stage.snapshot_id:
             return _finish(turn, stage)

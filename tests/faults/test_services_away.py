@@ -243,6 +243,7 @@ def test_the_catalogs_answer_is_lost(published: Lab, monkeypatch: pytest.MonkeyP
             with pytest.raises(Exception, match="nothing was published"):
                 published.finish(reading, run_key="test/lost")
     assert fired
+    assert [each.event for each in published.ledger.attempts(published.name, "test/lost")].count("unknown") == 1
     if not landed:
         published.run(run_key="test/next")
     published.check_equal(15)

@@ -43,7 +43,12 @@ def files(lab: Lab) -> set[str]:
 
 
 def verify(lab: Lab) -> list[str]:
-    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec)
+    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec).differences
+
+
+def noted(lab: Lab, run_key: str) -> list[str]:
+    """Return what the run's events say of the source's columns."""
+    return [said for event in lab.ledger.attempts(lab.name, run_key) for said in event.detail.get("drift", ())]
 
 
 def later(minutes: int) -> str:
@@ -58,8 +63,14 @@ def test_a_new_column_is_added_and_moves_no_older_segment(filled: Lab) -> None:
         alter(filled, "ADD COLUMN venue LowCardinality(String) DEFAULT 'spot', ADD COLUMN fee Nullable(Decimal(9, 2))")
         reading = filled.run(run_key="test/nothing")
         assert reading.work is None, "the rows are the same by the columns that they were published with"
+        wanted = [
+            f"column {each} is new in the source: added to Iceberg"
+            for each in ("venue string", "fee nullable decimal(9, 2)")
+        ]
+        assert noted(filled, "test/nothing") == wanted, "an idle run says it in the ledger too"
         insert(filled, "ts, seq, venue, fee", f"{later(1)}, 900, 'margin', 1.25")
         filled.run(run_key="test/new")
+        assert noted(filled, "test/new") == wanted
     reader.check_equal()
     table = filled.lake.require(filled.spec.target)
     assert {str(table.schema().find_field(name).field_type) for name in ("venue", "fee")} == {"string", "decimal(9, 2)"}
@@ -163,7 +174,9 @@ def test_a_frozen_table_moves_on_without_the_new_column(filled: Lab, caplog: pyt
     alter(filled, "ADD COLUMN venue String")
     insert(filled, "ts, seq, venue", f"{later(1)}, 900, 'margin'")
     filled.run(run_key="test/frozen")
-    assert "column venue string is new in the source: left out, for schema_drift=freeze" in caplog.text
+    said = "column venue string is new in the source: left out, for schema_drift=freeze"
+    assert said in caplog.text
+    assert noted(filled, "test/frozen") == [said], "the columns' version is known, and the event says it all the same"
     assert "venue" not in filled.lake.require(filled.spec.target).schema().column_names
     assert len(filled.lake.require(filled.spec.target).scan().to_arrow()) == 61
     assert verify(filled) == []

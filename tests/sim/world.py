@@ -580,7 +580,7 @@ class World(Promises):
         """Return how many rows a slice holds."""
         return self.slice_rows
 
-    def stream(self, token: str, part: Slice) -> Streamed | Failed:
+    def stream(self, token: str, part: Slice, grid_us: int) -> Streamed | Failed:
         """Do what an executor does with a slice."""
         for _ in range(3):
             if self.processes.pause("stream.write"):
@@ -591,8 +591,9 @@ class World(Promises):
             path = f"/w/{iceberg.file_name(part.segment, token, f'{self.file_count:032x}')}"
             self.files[path] = rows
             self.processes.pause("stream.count")
-            if len(rows) == len(self.history.rows(part.window)):
-                return Streamed(part, path, 1, len(rows), b"")
+            after = self.history.rows(part.window)
+            if len(rows) == len(after):
+                return Streamed(part, path, 1, len(rows), b"", fingerprint_rows(after, grid_us))
             self.remove(path)
         return Failed(SourceMoving, "rows came or went")
 
@@ -603,10 +604,16 @@ class World(Promises):
             self.broken.append(Violation(f"{path} is deleted while main reaches it"))
         self.files.pop(path, None)
 
-    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any) -> proof.Found:
-        """Fingerprint files, as chdb does for the proof."""
+    def scan_files(
+        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any, counters: Any
+    ) -> tuple[proof.Found, dict[str, proof.Extent]]:
+        """Fingerprint files, and look which times their rows are of, as chdb does for the proof."""
         self.processes.pause("proof.read")
-        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
+        times = {path: [row.at_us for row in self.files[path]] for path in paths if self.files[path]}
+        extents = {
+            path: proof.Extent(min(t), max(t), frozenset({()}), (0,) * len(counters)) for path, t in times.items()
+        }
+        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}, extents
 
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
@@ -682,7 +689,8 @@ def simulated(world: World) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(driver, "data_file", data_file))
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
-        stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
+        stack.enter_context(mock.patch.object(proof, "scan_files", world.scan_files))
+        stack.enter_context(mock.patch.object(proof, "_prove_codec"))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))
