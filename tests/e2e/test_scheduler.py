@@ -514,6 +514,19 @@ def test_8f_the_audit_names_a_file_that_is_gone_and_people_are_told_until_it_is_
     assert got[0]["run"] in {f"{dag}/{run_id}" for run_id in runs}
 
 
+def test_8g_a_person_corrects_the_ledger_by_the_dag_and_says_why(story: Story) -> None:
+    """A dry run records nothing; applied, the reason is in the ledger."""
+    dag, why = "coldchain_recover", "rows came after an outage"
+    story.api.patch(f"/dags/{dag}", {"is_paused": False})
+    for is_dry, events in ((True, []), (False, [("reset", {"reason": why})])):
+        order = {"action": "reset", "tables": [BINANCE], "reason": why, "dry_run": is_dry}
+        run_id = story.api.trigger(dag, order)
+        assert story.wait([run_id], dag=dag) == ["success"]
+        found = story.ledger.attempts(BINANCE, f"{dag}/{run_id}")
+        assert [(attempt.event, attempt.detail) for attempt in found] == events
+    story.api.patch(f"/dags/{dag}", {"is_paused": True})
+
+
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:
     """Scheduled runs appear on the quarter hour; unpausing made the one of the last complete interval."""
     scheduled = story.api.get(f"/dags/{DAG}/dagRuns", limit=100, run_type=["scheduled"], order_by="-id")["dag_runs"]
