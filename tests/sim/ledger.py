@@ -16,7 +16,7 @@ from tests.sim.processes import BLOCKED, Process, Processes
 READS = frozenset({"lease", "state", "segments", "publishing", "superseded", "versions", "attempts", "last_run"})
 BY_TOKEN = frozenset(
     {"renew", "release", "record_comparison", "set_compared_to", "record_version", "set_base", "begin_publish",
-     "publish", "finalise", "take_back", "reconcile"}
+     "publish", "finalise", "take_back", "reconcile", "reset_comparison"}
 )  # fmt: skip
 
 
