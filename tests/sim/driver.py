@@ -37,7 +37,7 @@ class Driver(driver._Offload):
         self.job, self.spec, self.turn, self.ledger, self.cores = job, job.spec, turn, turn.ledger, 1  # type: ignore[assignment]
         self.source = SimulatedSource(world.history, world.processes)
         self.written: list[str] = []
-        self.map = lambda _, slices: [world.stream(job.token, part) for part in slices]
+        self.map = lambda _, slices: [world.stream(job.token, part, self.grid_us) for part in slices]
 
     def _stream_job(self, table: Any, columns: Any) -> Any:
         return None

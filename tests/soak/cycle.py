@@ -99,7 +99,7 @@ def _tasks(spec: TableSpec, settings: Settings, run_key: str, asked: Request) ->
     if (stage := protocol.latest_stage(turn, reading.work, "staged")) is not None:
         proof.prove(turn, stage, client)
         failpoint.hit("validate.after_prove")
-        turn.ledger.note(spec.name, stage.token, run_key, "validated")
+        turn.ledger.note(spec.name, stage.token, run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
         failpoint.hit("validate.after_record")
     if (stage := protocol.latest_stage(turn, reading.work, "validated")) is not None:
         protocol.publish(turn, stage, reading.work)

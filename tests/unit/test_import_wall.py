@@ -82,6 +82,7 @@ SHARED = (
     "core",
     "store",
     "clickhouse",
+    "difference",
     "discover",
     "failpoint",
     "lake",

@@ -113,9 +113,14 @@ def bucket_of(event_time: str) -> str:
 _TOTALS = "count() AS `rows`, sum({row_hash}) AS `hash`, countIf(isNull({row_hash})) AS `unhashed`"
 
 
-def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> Query:
-    """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source."""
-    rows = canonical_rows(table, columns, windows)
+def source_buckets(
+    table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], grid_us: int, partition: Sequence[str] = ()
+) -> Query:
+    """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source.
+
+    `partition` is the text of the partition columns, for rows of one Iceberg partition only.
+    """
+    rows = canonical_rows(table, columns, windows, partition)
     text = (
         f"SELECT {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))}"
         f" FROM ({rows.text}) GROUP BY `bucket` ORDER BY `bucket`"
