@@ -16,11 +16,11 @@ from pyiceberg.table import Table
 from coldchain import failpoint
 from coldchain.clickhouse import render
 from coldchain.core import checks, fingerprint
-from coldchain.core.checks import Result, Summary
+from coldchain.core.checks import Counter, Result, Summary
 from coldchain.core.errors import Permanent, ProofFailed
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total
 from coldchain.core.job import Stage, StagedSegment
-from coldchain.core.sql import Query, comma
+from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, duration_us, format_us, window_of_partition
@@ -40,15 +40,20 @@ Found = dict[str, dict[int, Fingerprint]]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Which event times and values of the partition columns a file holds: readers prune by what its manifest says."""
+    """Which event times and values of the partition columns a file holds: readers prune by what its manifest says.
+
+    `broken` counts the rows that break each of the checks that it was read for.
+    """
 
     first_us: int
     last_us: int
     values: frozenset[tuple[str, ...]]
+    broken: tuple[int, ...] = ()
 
     def __add__(self, other: Extent) -> Extent:
         first_us, last_us = min(self.first_us, other.first_us), max(self.last_us, other.last_us)
-        return Extent(first_us, last_us, self.values | other.values)
+        broken = tuple(one + more for one, more in zip(self.broken, other.broken, strict=True))
+        return Extent(first_us, last_us, self.values | other.values, broken)
 
 
 def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summary]:
@@ -67,12 +72,19 @@ def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summar
             f"table={turn.spec.name}: the stage was made with columns of version {stage.version}, the table has "
             f"{fingerprint.version(columns)}: clear the table's offload task"
         )
-    prove_content(turn, stage, table, columns)
-    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000, turn.lake.storage)
+    counters = checks.row_counters(turn.spec)
+    extents = prove_content(turn, stage, table, columns, counters)
+    results = [
+        *checks.row_bounds(turn.spec, ((segment.window, segment.buckets) for segment in stage.segments)),
+        *_broken_rows(turn.spec, counters, stage.segments, extents),
+        *check_windows(turn.spec, columns, stage.segments, client, time.time_ns() // 1000, turn.lake.storage),
+    ]
     return _judge(turn, stage, results)
 
 
-def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Column]) -> None:
+def prove_content(
+    turn: Turn, stage: Stage, table: Table, columns: Sequence[Column], counters: Sequence[Counter] = ()
+) -> dict[str, Extent]:
     """Prove that a staged snapshot holds what its plan says and nothing else: which files, what is in them, and where.
 
     Args:
@@ -80,11 +92,15 @@ def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Colu
         stage: what was staged.
         table: the Iceberg table as it is now.
         columns: those that the stage's fingerprints were made with.
+        counters: checks to count in the same reading.
+
+    Returns:
+        What was read besides, by path; a file without rows is left out.
     """
     _prove_files(turn, stage, table)
     paths = [path for segment in stage.segments for path in segment.paths]
     check_hash_vector(query_chdb, "chdb")
-    found, extents = scan_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage)
+    found, extents = scan_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage, counters)
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
     _prove_places(turn, stage, table, extents)
@@ -92,6 +108,7 @@ def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Colu
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal what was read", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
+    return extents
 
 
 def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]:
@@ -225,14 +242,20 @@ def read_files(
 
 
 def scan_files(
-    spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int, storage: Mapping[str, str]
+    spec: TableSpec,
+    columns: Sequence[Column],
+    paths: Sequence[str],
+    grid_us: int,
+    storage: Mapping[str, str],
+    counters: Sequence[Counter] = (),
 ) -> tuple[Found, dict[str, Extent]]:
     """Do the same, and say by path which times and partitions the rows are of; a file without rows is left out."""
     found: Found = defaultdict(dict)
     extents: dict[str, Extent] = {}
+    counted = [Query(counter.expression, counter.parameters) for counter in counters]
     for relation in relation_of(columns, paths):
-        query = fingerprint.file_buckets(spec, columns, relation, grid_us)
-        for name, start, rows, hash_, unhashed, invalid, first, last, values in query_chdb(query, spec.name, storage):
+        query = fingerprint.file_buckets(spec, columns, relation, grid_us, counted)
+        for name, start, rows, hash_, unhashed, invalid, *more in query_chdb(query, spec.name, storage):
             if int(unhashed) or int(invalid):
                 raise ProofFailed(
                     f"table={spec.name} bucket={format_us(int(start))}: {invalid} rows hold text that is not valid "
@@ -241,7 +264,8 @@ def scan_files(
                 )
             path = _spelt(name, relation)
             found[path][int(start)] = Fingerprint(int(rows), int(hash_))
-            extent = Extent(int(first), int(last), frozenset(map(tuple, values)))
+            first, last, values, broken = more
+            extent = Extent(int(first), int(last), frozenset(map(tuple, values)), tuple(map(int, broken)))
             extents[path] = extents[path] + extent if path in extents else extent
     return found, extents
 
@@ -286,7 +310,24 @@ def storage_parameters(storage: Mapping[str, str]) -> dict[str, str]:
     return {name: storage[property_].rstrip("/") for name, property_ in names.items() if property_ in storage}
 
 
-def check_quality(
+def _broken_rows(
+    spec: TableSpec,
+    counters: Sequence[Counter],
+    segments: Sequence[StagedSegment],
+    extents: Mapping[str, Extent],
+) -> list[Result]:
+    """Add up what the checks counted in each window's files."""
+    results = []
+    for segment in segments:
+        counts = [extents[path].broken for path in map(normalised, segment.paths) if path in extents]
+        for at, counter in enumerate(counters):
+            broken = sum(count[at] for count in counts)
+            blocks = checks.is_blocking(spec, counter.kind)
+            results.append(Result(counter.kind, counter.name, segment.window, broken, blocks))
+    return results
+
+
+def check_windows(
     spec: TableSpec,
     columns: Sequence[Column],
     segments: Sequence[StagedSegment],
@@ -294,7 +335,7 @@ def check_quality(
     now_us: int,
     storage: Mapping[str, str],
 ) -> list[Result]:
-    """Run the registry's checks over every staged window, and return what they found.
+    """Run the checks that look at a staged window as a whole, and return what they found.
 
     Args:
         spec: the table.
@@ -304,9 +345,8 @@ def check_quality(
         now_us: windows that are older than `balance` reaches are left out.
         storage: pyiceberg's properties of the object store that the files are on.
     """
-    results = list(checks.row_bounds(spec, ((segment.window, segment.buckets) for segment in segments)))
+    results: list[Result] = []
     for segment in segments:
-        results += _count_rows(spec, columns, segment, storage)
         results += _count_falls(spec, columns, segment, storage)
         wanted = spec.checks.get("balance")
         if wanted and client is not None and segment.window.start_us >= now_us - duration_us(wanted["within"]):
@@ -314,23 +354,6 @@ def check_quality(
             staged = _staged_sum(spec, columns, segment, storage)
             results.append(checks.balance_result(spec, segment.window, staged, upstream))
     return results
-
-
-def _count_rows(
-    spec: TableSpec, columns: Sequence[Column], segment: StagedSegment, storage: Mapping[str, str]
-) -> list[Result]:
-    counters = checks.row_counters(spec)
-    broken = [0] * len(counters)
-    for path in segment.paths if counters else ():
-        (relation,) = relation_of(columns, [path])
-        values = {name: value for counter in counters for name, value in counter.parameters.items()}
-        counts = comma(counter.expression for counter in counters)
-        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name, storage)
-        broken = [before + int(count) for before, count in zip(broken, found, strict=True)]
-    return [
-        Result(counter.kind, counter.name, segment.window, count, checks.is_blocking(spec, counter.kind))
-        for counter, count in zip(counters, broken, strict=True)
-    ]
 
 
 def _count_falls(

@@ -616,12 +616,14 @@ class World(Promises):
         self.files.pop(path, None)
 
     def scan_files(
-        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any
+        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any, counters: Any
     ) -> tuple[proof.Found, dict[str, proof.Extent]]:
         """Fingerprint files, and look which times their rows are of, as chdb does for the proof."""
         self.processes.pause("proof.read")
         times = {path: [row.at_us for row in self.files[path]] for path in paths if self.files[path]}
-        extents = {path: proof.Extent(min(t), max(t), frozenset({()})) for path, t in times.items()}
+        extents = {
+            path: proof.Extent(min(t), max(t), frozenset({()}), (0,) * len(counters)) for path, t in times.items()
+        }
         return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}, extents
 
     def calm_down(self) -> None:

@@ -58,10 +58,10 @@ def columns_of(spec: TableSpec) -> set[str]:
 
 
 def row_counters(spec: TableSpec) -> list[Counter]:
-    """Build the checks that can be counted file by file.
+    """Build the checks that can be counted file by file, and in a file bucket by bucket.
 
     A key holds the event time and the partition's columns, and two files of a segment share no instant of a
-    partition: so a key is unique where it is unique in every file.
+    partition: so a key is unique where it is unique in every bucket of every file.
     """
     counters = [
         Counter("not_null", f"not_null {name}", f"countIf(isNull({quote(name)}))", {})

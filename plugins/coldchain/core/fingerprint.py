@@ -128,11 +128,14 @@ def source_buckets(
     return Query(text, {**rows.parameters, "grid": grid_us})
 
 
-def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int) -> Query:
+def file_buckets(
+    table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int, counters: Sequence[Query] = ()
+) -> Query:
     """Build what Parquet files hold, read with explicit types, per file and bucket.
 
-    `(path, bucket, rows, hash, unhashed, invalid text rows, first event time in us, last, partition columns' values)`:
-    of the values, each an array of texts, two at most, for a file should hold rows of one.
+    `(path, bucket, rows, hash, unhashed, invalid text rows, first event time in us, last, partition columns' values,
+    counts)`: of the values, each an array of texts, two at most, for a file should hold rows of one; of the counters,
+    each an expression that counts some rows of a bucket, an array in their order.
     """
     texts = [each for column in columns for each in invalid_text(column.value, quote(column.name))]
     invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
@@ -141,10 +144,12 @@ def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, gri
     text = (
         f"SELECT _path, {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
         f" {invalid} AS `invalid`, min({micros}), max({micros}),"
-        f" groupUniqArray(2)(CAST([{values}], 'Array(String)'))"
+        f" groupUniqArray(2)(CAST([{values}], 'Array(String)')),"
+        f" CAST([{comma(counter.text for counter in counters)}], 'Array(UInt64)')"
         f" FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
     )
-    return Query(text, {"grid": grid_us})
+    bound = {name: value for counter in counters for name, value in counter.parameters.items()}
+    return Query(text, {"grid": grid_us, **bound})
 
 
 def structure(columns: Sequence[Column]) -> str:
