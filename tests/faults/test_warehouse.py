@@ -112,7 +112,7 @@ def test_snapshots_are_expired_while_a_stage_is_made(lab: Lab, point: str) -> No
 @pytest.mark.fault("F35", "F36", recovery="next run")
 @pytest.mark.parametrize("point", ["offload.before_stage", "offload.after_stage"])
 def test_our_own_maintenance_while_a_stage_is_made(lab: Lab, point: str) -> None:
-    """It waits for the lease; what froze past its own loses branch and files, and is told so; `main` never had them."""
+    """It waits for the lease; what froze past its own loses branch and files, and is told; `main` never named them."""
     prepare(lab)
     with watching(lab) as reader:
         assert lab.step("read").returncode == 0

@@ -239,15 +239,9 @@ class Tasks:
 
     def refuse(self, dag: Any, task_id: str, conf: dict[str, Any], words: str) -> dict[tuple[str, str], int]:
         """Run a task that must refuse, and return what was counted for its run."""
-        params = copy.deepcopy(dag.params)
-        params.update(conf)
-        run = SimpleNamespace(
-            dag_id=dag.dag_id, run_id=self.run_id, run_type="manual", logical_date=None, data_interval_start=None,
-            data_interval_end=None,
-        )  # fmt: skip
         before = self.written()
         with pytest.raises(AirflowFailException, match=words) as refused:
-            dag.get_task(task_id).execute({"params": dict(params.validate()), "dag_run": run, "ti": None})
+            dag.get_task(task_id).execute(self._context(dag, conf))
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < 1500
         assert self.written() == before
@@ -256,6 +250,29 @@ class Tasks:
             "SELECT source, reason, count(*) FROM coldchain.rejections WHERE run_key = %s GROUP BY 1, 2", key
         )
         return {(source, reason): count for source, reason, count in said}
+
+    def fail(self, words: str) -> dict[str, float]:
+        """Let read_watermark refuse the source; return the failures that are counted once Airflow has called back."""
+        dag = build_offload_dag(Registry((self.lab.spec,)))
+        task, context = dag.get_task(f"bronze.{self.lab.name}.read_watermark"), self._context(dag, {})
+        with pytest.raises(AirflowFailException, match=words) as refused:
+            task.execute(context)
+        (tell,) = task.on_failure_callback
+        tell({**context, "exception": refused.value})
+        said = self.query(
+            "SELECT label, value FROM coldchain.counters JOIN coldchain.tables USING (table_id) "
+            "WHERE counter = 'failures' AND table_name = %s", self.lab.name,
+        )  # fmt: skip
+        return dict(said)
+
+    def _context(self, dag: Any, conf: dict[str, Any]) -> dict[str, Any]:
+        params = copy.deepcopy(dag.params)
+        params.update(conf)
+        run = SimpleNamespace(
+            dag_id=dag.dag_id, run_id=self.run_id, run_type="manual", logical_date=None, data_interval_start=None,
+            data_interval_end=None,
+        )  # fmt: skip
+        return {"params": dict(params.validate()), "dag_run": run, "ti": None}
 
     def written(self) -> list[tuple[Any, ...]]:
         """Return what the ledger has of the table, and Iceberg's metadata."""
@@ -304,6 +321,17 @@ def test_a_task_refuses_counts_and_writes_nothing(tasks: Tasks, case: Params, is
 
 
 DAY = {"start": "2026-02-10T00:00:00Z", "end": "2026-02-11T00:00:00Z"}
+
+
+def test_a_source_that_is_refused_is_counted_by_the_kind_of_its_failure(tasks: Tasks) -> None:
+    """56 to 58 and 65: no run's parameters are to blame, so no rejection is counted, but a failure of the table is."""
+    spec = tasks.lab.spec
+    tasks.lab.spec = replace(spec, key=("nobody",))
+    assert tasks.fail("the registry names column nobody") == {"SchemaDrift": 1}
+    tasks.lab.spec = spec
+    tasks.lab.execute(f"ALTER TABLE {spec.source} ADD COLUMN c AggregateFunction(sum, Int64)")
+    assert tasks.fail("AggregateFunction") == {"SchemaDrift": 1, "UnsupportedType": 1}
+    assert tasks.lab.lake.load(spec.target) is None
 
 
 def test_a_run_is_counted_once_for_all_of_its_tasks(tasks: Tasks) -> None:

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from coldchain.core.request import Request
 from coldchain.core.windows import HOUR_US
 from coldchain.lake import Lake, head_of, list_files, live_files
 from coldchain.maintenance import tidy
+from tests.canary import ArgumentWatch, Canaries, files_below, rows_of
 from tests.faults.test_executors import MANY, insert_many
 from tests.faults.test_kills import prepare
 from tests.faults.test_lost_replies import STORE, converge, go
@@ -67,7 +69,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
     try:
         await_true(has_bucket, "moto to answer")
-        yield {"s3.endpoint": endpoint, "s3.region": "us-east-1", "s3.access-key-id": "AKIACOLDCHAIN",
+        yield {"s3.endpoint": endpoint, "s3.region": "us-east-1", "s3.access-key-id": "AKIACOLDCHAINCANARY",
                "s3.secret-access-key": "a-secret-of-the-object-store"}  # fmt: skip
     finally:
         server.send_signal(signal.SIGKILL)
@@ -102,14 +104,31 @@ def test_rows_late_rows_and_compaction_end_equal(lab: Lab) -> None:
     assert lab.run(run_key="test/idle").work is None
 
 
-def test_executors_write_it_as_well(lab: Lab) -> None:
+def test_executors_write_it_as_well_and_nothing_tells_the_keys(
+    lab: Lab, store: dict[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Arguments, event log, outputs, ledger, catalog and Iceberg's metadata are searched for them."""
     insert_many(lab)
     assert lab.step("read").returncode == 0
-    job = lab.submit()
-    output, errors = job.communicate()
+    logged = {"enabled": "true", "dir": f"file://{tmp_path}", "compress": "false"}
+    with ArgumentWatch() as arguments:
+        job = lab.submit(options=[word for key, value in logged.items()
+                                  for word in ("--conf", f"spark.eventLog.{key}={value}")])  # fmt: skip
+        output, errors = job.communicate()
     assert job.returncode == 0, output + errors
     lab.steps(since="validate")
     lab.check_equal(MANY)
+    canaries = Canaries({name: value for name, value in store.items() if "key" in name})
+    events = dict(files_below(tmp_path, "*events*", "app-*", "local-*"))
+    assert any(b"SparkListenerTaskEnd" in data for data in events.values())
+    table = lab.lake.require(lab.spec.target)
+    metadata = {f.path: table.io.new_input(f.path).open().read() for f in list_files(table, "metadata")}
+    assert any(b"coldchain.token" in data for data in metadata.values())
+    superuser = environment["COLDCHAIN_PG_SUPERUSER_URI"]
+    rows = [*rows_of(superuser, "coldchain"), *rows_of(superuser, "iceberg")]
+    said = [("stdout", output.encode()), ("stderr", errors.encode())]
+    for places in (arguments.places(), events.items(), metadata.items(), rows, said):
+        assert canaries.found_in(places) == []
 
 
 @pytest.mark.parametrize("point", ["stream.amid_file", "stream.after_file", "offload.after_stage"])

@@ -18,7 +18,7 @@ READS = frozenset(
 )
 BY_TOKEN = frozenset(
     {"renew", "release", "record_comparison", "set_compared_to", "record_version", "set_base", "begin_publish",
-     "publish", "finalise", "take_back", "reconcile"}
+     "publish", "finalise", "take_back", "reconcile", "reset_comparison"}
 )  # fmt: skip
 
 

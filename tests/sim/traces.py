@@ -38,6 +38,7 @@ STEPS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "delete": (2, (ROW,)),
     "forget": (1, ()),
     "tick": (3, (("int", 1, 4),)),
+    "back": (1, (("int", 1, 3),)),
     "lag": (4, (ROW, ("int", 1, 2))),
     "ask": (5, (RUN, KINDS, SLOT, ("int", 1, SLOTS))),
     "approve": (2, (RUN,)),

@@ -17,7 +17,7 @@ from unittest import mock
 
 import coldchain_spark.compact as compaction
 import coldchain_spark.offload as driver
-from coldchain import lake as iceberg, maintenance, proof, protocol
+from coldchain import lake as iceberg, maintenance, proof, protocol, recovery
 from coldchain.core.compaction import Limits, SnapshotAge, expired_snapshots
 from coldchain.core.errors import (
     ColdchainError,
@@ -32,6 +32,7 @@ from coldchain.core.errors import (
     UnknownTable,
 )
 from coldchain.core.job import JobTable, Work
+from coldchain.core.order import Order
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, HOUR_US, MINUTE_US, floor_us
@@ -59,7 +60,7 @@ from tests.sim.source import (
 )
 
 VERBS = ("read", "offload", "validate", "commit")
-MAINTENANCE = ("compact", "tidy")
+MAINTENANCE = ("compact", "tidy", "reset")
 RUNS = 3
 OFFSETS = (0, 1, GRID_US // 2, GRID_US - 1)
 SPEC = TableSpec(
@@ -230,6 +231,10 @@ class World(Promises):
         """Time passes at the source."""
         self.history.now_us = min(self.history.now_us + slots * GRID_US, slot_us(SLOTS) + HOUR_US)
 
+    def do_back(self, slots: int) -> None:
+        """The source's clock is set back, behind what is published."""
+        self.history.now_us = max(self.history.now_us - slots * GRID_US, START_US)
+
     def do_lag(self, which: int, versions: int) -> None:
         """A row is corrected, and the next slice is read from a replica that has not heard of it."""
         if row := self._row(which):
@@ -307,7 +312,7 @@ class World(Promises):
                 self._meet(kind)
 
     def do_maintain(self, what: str, requests: int, kind: str, is_late: bool) -> None:
-        """Begin a task of maintenance, and let it meet a fault, die or freeze at any of its requests, or end well.
+        """Begin maintenance or a reset, and let it meet a fault, die or freeze at any of its requests, or end well.
 
         `is_late`: whoever else had the lease has lost it by then, and a run has published what there was.
         """
@@ -457,13 +462,10 @@ class World(Promises):
         ledger = WatchedLedger(self.services.ledger_of(name), self.processes, self.lock, self._check_fenced)
         turn = protocol.Turn(self.spec, name, ledger, self.lake)  # type: ignore[arg-type]
         try:
-            token = protocol.take(turn)
-            try:
-                getattr(self, f"_{what}")(turn, token)
-            except Exception:
-                turn.ledger.release(turn.spec.name, token)
-                raise
-            turn.ledger.release(turn.spec.name, token)
+            if what == "reset":
+                recovery.carry_out(turn, Order("reset", "somebody wants to see it", is_dry=False))
+            else:
+                self._under_lease(turn, what)
             self._count(f"{what}.well")
         except ColdchainError as error:
             self.failures.append((name, error))
@@ -472,6 +474,15 @@ class World(Promises):
             self.broken.append(Violation(f"{name} ended with an error that nobody foresaw: {error!r}"))
             traceback.print_exception(error)
         self.services.ledger_done(name)
+
+    def _under_lease(self, turn: protocol.Turn, what: str) -> None:
+        token = protocol.take(turn)
+        try:
+            getattr(self, f"_{what}")(turn, token)
+        except Exception:
+            turn.ledger.release(turn.spec.name, token)
+            raise
+        turn.ledger.release(turn.spec.name, token)
 
     def _compact(self, turn: protocol.Turn, token: str) -> None:
         if batches := maintenance.batches_of(turn):

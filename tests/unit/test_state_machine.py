@@ -40,6 +40,7 @@ NEEDED = (
     "kill.ledger.begin_publish", "kill.ledger.publish", "kill.catalog.refs", "reply.catalog.refs", "cut", "rollback",
     "commit.Fenced", "commit.Superseded", "validate.ProofFailed", "offload.SourceMoving", "offload.BaseMoved",
     "read.SourceShrank", "read.LeaseHeld", "compacted", "tidy.well",
+    "reset.well",
 )  # fmt: skip
 happened: Counter[str] = Counter()
 
