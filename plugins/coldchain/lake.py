@@ -561,6 +561,18 @@ def reach_of(table: Table, file: DataFile, event_time: str) -> Window | None:
     return None
 
 
+def _snapshot(
+    table: Table, transaction: Transaction, branch: str, properties: dict[str, str], *, is_overwrite: bool
+) -> Any:
+    return (_Overwrite if is_overwrite else _MergeAppendFiles)(
+        operation=Operation.OVERWRITE if is_overwrite else Operation.APPEND,
+        transaction=transaction,
+        io=table.io,
+        branch=branch,
+        snapshot_properties=properties,
+    )
+
+
 def stage(
     table: Table, token: str, old: Iterable[DataFile], new: Iterable[DataFile], properties: Mapping[str, Any]
 ) -> int:
@@ -577,14 +589,8 @@ def stage(
         _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
         with _transaction(table) as transaction:
-            snapshot = (_Overwrite if old else _MergeAppendFiles)(
-                operation=Operation.OVERWRITE if old else Operation.APPEND,
-                transaction=transaction,
-                io=table.io,
-                branch=branch,
-                snapshot_properties={key: _text(value) for key, value in properties.items()},
-            )
-            with snapshot:
+            texts = {key: _text(value) for key, value in properties.items()}
+            with _snapshot(table, transaction, branch, texts, is_overwrite=bool(old)) as snapshot:
                 for file in old:
                     snapshot.delete_data_file(file)
                 for file in new:

@@ -33,6 +33,7 @@ from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import Steps, append_foreign
+from tests.processes import await_true
 from tests.sinks import taking_posts
 
 ROOT = Path(__file__).parents[2]
@@ -520,6 +521,7 @@ def test_8g_a_person_corrects_the_ledger_by_the_dag_and_says_why(story: Story) -
     story.api.patch(f"/dags/{dag}", {"is_paused": False})
     for is_dry, events in ((True, []), (False, [("reset", {"reason": why})])):
         order = {"action": "reset", "tables": [BINANCE], "reason": why, "dry_run": is_dry}
+        await_true(lambda: story.ledger.lease(BINANCE).holder is None, "a scheduled run to end with the table")
         run_id = story.api.trigger(dag, order)
         assert story.wait([run_id], dag=dag) == ["success"]
         found = story.ledger.attempts(BINANCE, f"{dag}/{run_id}")

@@ -694,6 +694,15 @@ def _opened(real: Callable[..., Any], own: str) -> Callable[..., Any]:
     return lambda table, *more: getattr(table, own)(*more) if isinstance(table, SimulatedTable) else real(table, *more)
 
 
+def _begun(real: Callable[..., Any]) -> Callable[..., Any]:
+    def begin(table: Any, transaction: Any, branch: str, properties: dict[str, str], *, is_overwrite: bool) -> Any:
+        if isinstance(table, SimulatedTable):
+            return transaction.update_snapshot(properties, branch).overwrite()
+        return real(table, transaction, branch, properties, is_overwrite=is_overwrite)
+
+    return begin
+
+
 @contextlib.contextmanager
 def simulated(world: World) -> Iterator[World]:
     """Let the protocol's code work on a world."""
@@ -710,6 +719,7 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(compaction, "delete_file", lambda _, path: world.remove(path)))
         for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots"), ("_expire", "expire")):
             stack.enter_context(mock.patch.object(iceberg, name, _opened(getattr(iceberg, name), own)))
+        stack.enter_context(mock.patch.object(iceberg, "_snapshot", _begun(iceberg._snapshot)))
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, level)
