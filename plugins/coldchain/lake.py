@@ -214,6 +214,18 @@ def _manage(table: Table) -> ManageSnapshots:
     return ManageSnapshots(_Transaction(table, autocommit=True))
 
 
+def _snapshot(
+    table: Table, transaction: Transaction, branch: str, properties: Mapping[str, Any], *, is_overwrite: bool
+) -> _Overwrite | _MergeAppendFiles:
+    return (_Overwrite if is_overwrite else _MergeAppendFiles)(
+        operation=Operation.OVERWRITE if is_overwrite else Operation.APPEND,
+        transaction=transaction,
+        io=table.io,
+        branch=branch,
+        snapshot_properties={key: _text(value) for key, value in properties.items()},
+    )
+
+
 def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
     ExpireSnapshots(_Transaction(table, autocommit=True)).by_ids(list(snapshot_ids)).commit()
 
@@ -577,14 +589,7 @@ def stage(
         _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
         with _transaction(table) as transaction:
-            snapshot = (_Overwrite if old else _MergeAppendFiles)(
-                operation=Operation.OVERWRITE if old else Operation.APPEND,
-                transaction=transaction,
-                io=table.io,
-                branch=branch,
-                snapshot_properties={key: _text(value) for key, value in properties.items()},
-            )
-            with snapshot:
+            with _snapshot(table, transaction, branch, properties, is_overwrite=bool(old)) as snapshot:
                 for file in old:
                     snapshot.delete_data_file(file)
                 for file in new:

@@ -86,6 +86,10 @@ class SimulatedTable:
         """Name the metadata file."""
         return f"/w/metadata/{self.metadata.version:05d}.json"
 
+    def location(self) -> str:
+        """Name its folder."""
+        return "/w"
+
     def name(self) -> tuple[str, ...]:
         """Return namespace and name."""
         return ("cold", "t")

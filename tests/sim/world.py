@@ -710,6 +710,18 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(compaction, "delete_file", lambda _, path: world.remove(path)))
         for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots"), ("_expire", "expire")):
             stack.enter_context(mock.patch.object(iceberg, name, _opened(getattr(iceberg, name), own)))
+        real = iceberg._snapshot
+        stack.enter_context(
+            mock.patch.object(
+                iceberg,
+                "_snapshot",
+                lambda table, transaction, branch, *more, **named: (
+                    transaction.update_snapshot(branch=branch).overwrite()
+                    if isinstance(table, SimulatedTable)
+                    else real(table, transaction, branch, *more, **named)
+                ),
+            )
+        )
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         stack.callback(logging.disable, level)
