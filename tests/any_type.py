@@ -253,10 +253,31 @@ def _instants(name: str, scale: int, first: datetime, last: datetime, step_us: i
     return Plain(name, [at(first), at(EPOCH), at(last)], make)
 
 
+def _bfloats() -> Plain:
+    """Make floats of 8 bits, which all of what is written here has."""
+    edges = ("0", "-0", "1.5", "-0.0078125", "inf", "-inf", "nan")
+    return Plain(
+        "BFloat16",
+        [(_quoted(text), float(text)) for text in edges],
+        lambda chance: (lambda number: (_quoted(number), float(number)))(chance.randint(-128, 128)),
+    )
+
+
+def _elsewhere(name: str, *more: datetime) -> Plain:
+    """Make instants that are shown in another zone, about a change of its clocks: the instant is the value."""
+
+    def at(moment: datetime) -> Pair:
+        return f"fromUnixTimestamp64Micro({(moment - EPOCH) // timedelta(microseconds=1)}, 'UTC')", moment
+
+    edges = [*more, EPOCH, *(datetime(2026, 11, 1, hour, 30, tzinfo=UTC) for hour in (5, 6))]
+    return Plain(name, [at(each) for each in edges], lambda c: at(EPOCH + timedelta(seconds=c.randint(0, 2**31))))
+
+
 FIRST = datetime(1900, 1, 1, tzinfo=UTC)
 LAST = datetime(2299, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 LAST_NANO = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
 TEXTS = ["", "0", "NULL", "\0", "\\N", "naïve €", "𝄞", "' OR 1", "x" * 300]
+ENUM16 = "Enum16('' = 0, 'it\\'s' = -32768, 'é' = 32767)"
 ENUM = "Enum8('' = 0, 'it\\'s' = -128, 'é' = 127)"
 
 
@@ -274,6 +295,7 @@ def plain_types() -> list[Plain]:
         *(_numbers(f"Int{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)),
         *(_numbers(f"UInt{bits}", 0, 2**bits - 1) for bits in (8, 16, 32)),
         _numbers("UInt64", 0, 2**64 - 1, Decimal),
+        _bfloats(),
         _floats("Float32", "f"),
         _floats("Float64", "d"),
         _of("Bool", [True, False], lambda chance: chance.random() < 0.5, lambda value: str(value).lower()),
@@ -284,9 +306,12 @@ def plain_types() -> list[Plain]:
         _of("Date", [date(1970, 1, 1), date(2149, 6, 6)], lambda c: date(1990, 1, c.randint(1, 31)), _quoted),
         _of("Date32", [date(1900, 1, 1), date(2299, 12, 31)], lambda c: date(1960, 1, c.randint(1, 31)), _quoted),
         _instants("DateTime('UTC')", 0, EPOCH, datetime(2106, 2, 7, 6, 28, 15, tzinfo=UTC), 1_000_000),
-        _instants("DateTime64(3, 'UTC')", 3, FIRST, LAST.replace(microsecond=999_000), 1_000),
-        _instants("DateTime64(6, 'UTC')", 6, FIRST, LAST, 1),
-        Plain(ENUM, [("''", ""), ("'it\\'s'", "it's"), ("'é'", "é")], lambda chance: ("'é'", "é")),
+        *(_instants(f"DateTime64({scale}, 'UTC')", scale, FIRST, LAST - timedelta(microseconds=10 ** (6 - scale) - 1),
+                    10 ** (6 - scale)) for scale in range(7)),
+        _elsewhere("DateTime('Asia/Kathmandu')"),
+        _elsewhere("DateTime64(6, 'America/New_York')", EPOCH - timedelta(microseconds=1)),
+        *(Plain(name, [("''", ""), ("'it\\'s'", "it's"), ("'é'", "é")], lambda chance: ("'é'", "é"))
+          for name in (ENUM, ENUM16)),
         _of("IPv4", ["0.0.0.0", "255.255.255.255"], lambda c: f"10.0.0.{c.randint(0, 255)}", _quoted),
         _of("IPv6", ["::", "2001:db8::1"], lambda c: f"2001:db8::{c.randint(2, 9999):x}", _quoted),
         _of("UUID", [UUID(int=0), UUID(int=2**128 - 1)], lambda c: UUID(int=c.getrandbits(128)), _quoted),
@@ -305,7 +330,7 @@ def _nanos(scale: int) -> Plain:
     return Plain(f"DateTime64({scale}, 'UTC')", pairs, lambda chance: chance.choice(pairs))
 
 
-def _chosen(wanted: str) -> list[Plain]:
+def chosen_types(wanted: str) -> list[Plain]:
     """Types that the registry's choice is for."""
     widths = [("Int128", -(2**127), 2**127 - 1), ("UInt128", 0, 2**128 - 1), ("Int256", -(2**255), 2**255 - 1),
               ("UInt256", 0, 2**256 - 1)]  # fmt: skip
@@ -346,7 +371,7 @@ class AnyColumn:
 def any_column(name: str, chance: random.Random) -> AnyColumn:
     """Make a column: plain or nested, its plain types with or without a choice of the registry's."""
     wanted = chance.choice([None, None, *WORDS])
-    offered = _chosen(wanted) if wanted else []
+    offered = chosen_types(wanted) if wanted else []
     names = {plain.name.partition("(")[0] for plain in offered}
     others = [plain for plain in plain_types() if plain.name.partition("(")[0] not in names]
     pool = [*others, *offered]
@@ -365,7 +390,7 @@ def any_column(name: str, chance: random.Random) -> AnyColumn:
         if form == "array":
             return Array(build(depth - 1, choices))
         if form == "map":
-            keys = [each for each in pool if each.name not in ("Float32", "Float64")]
+            keys = [each for each in pool if "Float" not in each.name]
             return Map(plain(keys, is_key=True), build(depth - 1, choices))
         if form in ("tuple", "named"):
             parts = [build(depth - 1, choices), *(build(depth - 1, pool) for _ in range(chance.randint(0, 2)))]

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,7 +118,7 @@ def serving(folder: Path, catalog_uri: str, warehouse: str, storage: Mapping[str
         assert server.poll() is None, (folder / f"rest-{port}.log").read_text()[-2000:]
         try:
             return urllib.request.urlopen(f"{address}/v1/config", timeout=5).status == 200
-        except urllib.error.URLError:
+        except OSError:  # refused, or too slow yet
             return False
 
     try:

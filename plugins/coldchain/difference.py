@@ -75,14 +75,17 @@ class Sides:
     def _name_rows(self, paths: Sequence[str], bucket: Window, shares: int) -> str:
         if shares == 1:
             return describe(self.spec.key, *self._rows(paths, bucket, 1, 0))
-        differing = differing_keys(*self._totals(paths, bucket, f"[toString({self._share(shares)})]", "1"))
+        differing = differing_keys(
+            *self._totals(paths, bucket, Query(f"[toString({self._share(shares)})]", {}), Query("1", {}))
+        )
         if not differing:
             return "it changed back while it was looked at"
         said = describe(self.spec.key, *self._rows(paths, bucket, shares, int(differing[0][0])))
         return f"{len(differing)} of {shares} shares of its keys differ; in the first {said}"
 
     def _rows(self, paths: Sequence[str], bucket: Window, shares: int, share: int) -> tuple[Totals, Totals]:
-        return self._totals(paths, bucket, self._key, f"{self._share(shares)} = {share}")
+        condition = Query(f"{self._share(shares)} = {share}", {})
+        return self._totals(paths, bucket, Query(self._key, {}), condition)
 
     @property
     def _key(self) -> str:
@@ -91,18 +94,18 @@ class Sides:
     def _share(self, shares: int) -> str:
         return f"cityHash64({self._key}) % {shares}"
 
-    def _totals(self, paths: Sequence[str], bucket: Window, group: str, condition: str) -> tuple[Totals, Totals]:
+    def _totals(self, paths: Sequence[str], bucket: Window, group: Query, condition: Query) -> tuple[Totals, Totals]:
         """Fingerprint the rows of a bucket on both sides, by an expression over their key."""
-        select = f"SELECT {group}, count(), sum({fingerprint.row_hash(self.columns)}) FROM"
+        select = f"SELECT {group.text}, count(), sum({fingerprint.row_hash(self.columns)}) FROM"
         rows = fingerprint.canonical_rows(self.spec, self.columns, [bucket])
         source = self.services.client(
-            Query(f"{select} ({rows.text}) WHERE {condition} GROUP BY {group}", rows.parameters)
+            Query(f"{select} ({rows.text}) WHERE {condition.text} GROUP BY {group.text}", rows.parameters)
         )
         lake: list[tuple[Sequence[str], int, int]] = []
         time_us = f"toUnixTimestamp64Micro({quote(self.spec.event_time)})"
         within = f"{time_us} >= {bucket.start_us} AND {time_us} < {bucket.end_us}"
         for relation in relation_of(self.columns, paths):
-            query = Query(f"{select} {relation} WHERE {within} AND {condition} GROUP BY {group}", {})
+            query = Query(f"{select} {relation} WHERE {within} AND {condition.text} GROUP BY {group.text}", {})
             lake += query_chdb(query, self.spec.name, self.services.lake.storage)  # type: ignore[arg-type]
         return _added(source), _added(lake)  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg2
 from pyspark.sql import SparkSession, functions
 
+FIRST_SEQUENCE = 5_000_000_000  # of tests/bench/workload.py
 _COLUMNS = (
     "exchange_timestamp, toInt64(sequence_number) AS sequence_number, toString(symbol) AS symbol, "
     "toString(side) AS side, price, quantity, quote_volume, event_time, toInt64(kafka_offset) AS kafka_offset, "
@@ -42,6 +43,7 @@ def main(source: str, target: str, end: str) -> int:
             f"(SELECT {_COLUMNS} FROM {source} WHERE exchange_timestamp > toDateTime64('{watermark}', 6, 'UTC')"
             f" AND exchange_timestamp <= toDateTime64('{end}', 6, 'UTC')) AS rows",
         )
+        .options(**_split())
         .load()
         .cache()
     )
@@ -56,6 +58,15 @@ def main(source: str, target: str, end: str) -> int:
     spark.stop()
     print(json.dumps({"rows": count, **marks}))
     return 0
+
+
+def _split() -> dict[str, str]:
+    """Return how the read is split over sequence numbers, which the workload numbers through; not at all for one."""
+    partitions, rows = os.environ["BENCH_PARTITIONS"], int(os.environ["BENCH_ROWS"])
+    if partitions == "1":
+        return {}
+    bounds = {"lowerBound": str(FIRST_SEQUENCE), "upperBound": str(FIRST_SEQUENCE + rows)}
+    return {"partitionColumn": "sequence_number", "numPartitions": partitions, **bounds}
 
 
 def _watermark(source: str) -> str:

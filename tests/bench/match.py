@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from functools import reduce
@@ -33,6 +34,7 @@ from tests.bench.measured import Measured, run
 from tests.bench.workload import SPAN, Workload, create, first_moment
 
 Numbers = dict[str, float]
+TUNED = 2  # partitions of the baseline that somebody has tuned: one for each core
 
 
 class Match:
@@ -76,7 +78,12 @@ class Match:
         for side in ("ours", "baseline"):
             result[side] = report.medians([run_[side] for run_ in runs])
         if "proof" in wanted:
-            result["streaming"] = report.medians([self._streaming(workload, number) for number in range(1, repeat + 1)])
+            numbers = range(1, repeat + 1)
+            result["streaming"] = report.medians([self._streaming(workload, number) for number in numbers])
+            result["tuned"] = report.medians(
+                [self._baseline(workload, start, number, partitions=TUNED) for number in numbers]
+            )
+            result["together"] = report.medians([self._together(workload, number) for number in numbers])
         query(self.stack, f"DROP TABLE {workload.table} SYNC")
         return result
 
@@ -86,18 +93,34 @@ class Match:
         measured = {step: self._step(step, folder) for step in ("read", "offload", "validate")}
         fingerprint_s = float(self._step("fingerprint", folder).output) if "proof" in wanted else None
         measured["commit"] = self._step("commit", folder)
-        numbers = {f"{step}_s": one.seconds for step, one in measured.items()}
+        numbers = {f"{step}_{what}": value for step, one in measured.items() for what, value in _step_of(one).items()}
         if fingerprint_s is not None:
             numbers["fingerprint_s"] = fingerprint_s
         whole = reduce(Measured.__add__, measured.values())
         return {**numbers, **_of(whole), "bytes_per_row": self._bytes_per_row(spec.target, workload.rows)}
 
-    def _baseline(self, workload: Workload, start: datetime, number: int) -> Numbers:
+    def _together(self, workload: Workload, number: int) -> Numbers:
+        """Run two tables at the same time, each through its four steps; they differ in their targets only."""
+        specs = [_spec(workload, f"pair_{workload.rows}_{number}_{which}_{time.time_ns()}") for which in (1, 2)]
+        folders = [self._run_folder(spec) for spec in specs]
+        began = time.monotonic()
+        with ThreadPoolExecutor(len(folders)) as pool:
+            jobs = list(pool.map(self._steps, folders))
+        seconds = time.monotonic() - began
+        for spec in specs:
+            self._remove(spec.target)
+        return {"wall_s": seconds, "peak_bytes": max(reduce(Measured.__add__, job).peak_bytes for job in jobs)}
+
+    def _steps(self, folder: Path) -> list[Measured]:
+        return [self._step(step, folder) for step in ("read", "offload", "validate", "commit")]
+
+    def _baseline(self, workload: Workload, start: datetime, number: int, partitions: int = 1) -> Numbers:
         target = f"cold.baseline_{workload.rows}_{number}_{time.time_ns()}"
         baseline.prepare(self.stack, self.catalog, target)
         end = (start + SPAN).strftime("%Y-%m-%d %H:%M:%S")
         argv, more = baseline.command(self.stack, self.folder, self.jars, workload.table, target, end)
-        measured = run(argv, {**self.environment, **more}, self.folder, self.server_pid)
+        split = {"BENCH_PARTITIONS": str(partitions), "BENCH_ROWS": str(workload.rows)}
+        measured = run(argv, {**self.environment, **more, **split}, self.folder, self.server_pid)
         return {**_of(measured), "bytes_per_row": self._bytes_per_row(target, workload.rows)}
 
     def _streaming(self, workload: Workload, number: int) -> Numbers:
@@ -142,6 +165,10 @@ def _spec(workload: Workload, name: str) -> TableSpec:
     """Describe the workload as the registry describes Bronze Binance, for a target of its own."""
     bronze = load_registry(CLONE / "include" / "tables.yaml").table("bronze_trades_binance")
     return replace(bronze, name=name, source=workload.table, target=f"cold.{name}", retention_us=None)
+
+
+def _step_of(measured: Measured) -> Numbers:
+    return {"s": measured.seconds, "cpu_s": measured.cpu_s + measured.server_cpu_s, "peak_bytes": measured.peak_bytes}
 
 
 def _of(measured: Measured) -> Numbers:

@@ -166,13 +166,13 @@ class LedgerContract:
 
     def test_a_new_epoch_voids_every_token_once_for_all_calls_of_one(self, ledger: Ledger, name: str) -> None:
         old = ledger.acquire(name, "run/1")
-        ledger.renew_epoch("recovery/1")
+        ledger.renew_epoch(f"{name}/1")
         with pytest.raises(Fenced, match="was overtaken"):
             ledger.renew(name, old)
         new = ledger.acquire(name, "run/1")
-        ledger.renew_epoch("recovery/1")
+        ledger.renew_epoch(f"{name}/1")
         ledger.renew(name, new)
-        ledger.renew_epoch("recovery/2")
+        ledger.renew_epoch(f"{name}/2")
         with pytest.raises(Fenced, match="was overtaken"):
             ledger.renew(name, new)
 

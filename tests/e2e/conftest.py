@@ -22,9 +22,7 @@ TABLE = "bronze_trades_kraken"
 @pytest.fixture(scope="session")
 def airflow(state: Path) -> dict[str, str]:
     """Start Airflow with a deadline that no scheduled run can keep: test_status_page.py sees it missed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLDCHAIN_DEADLINE_MINUTES", "1")
-        run_stack(state, "up")
+    run_stack(state, "up", COLDCHAIN_DEADLINE_MINUTES="1")
     return read_environment(state)
 
 

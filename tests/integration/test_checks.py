@@ -137,7 +137,7 @@ def test_what_the_other_tables_have_forgotten_is_not_compared(lab: Lab) -> None:
 def test_a_trade_that_never_reached_silver_is_found(environment: dict[str, str]) -> None:
     """By the check `balance` as it is shipped: Silver is asked for what its three sources hold of the same window."""
     market = Market(environment)
-    symbol, at_us = f"{market.base}USDT", to_us(START - timedelta(days=4, hours=20))
+    symbol, at_us = f"{market.base}USDT", to_us(START - timedelta(days=3, hours=5))
     market.deliver(*(binance(symbol, number, at_us + number * 1000, "1.5", "2") for number in (1, 2)))
     market.client.command(
         f"ALTER TABLE k2.silver_trades DELETE WHERE symbol = '{symbol}' AND trade_id = 'BINANCE-2' "

@@ -46,6 +46,7 @@ def files(lab: Lab) -> dict[str, Any]:
 
 
 def test_a_day_becomes_one_file_and_one_segment_and_stays_equal(lab: Lab) -> None:
+    """E1."""
     fill(lab)
     before = lab.ledger.state(lab.name).watermark_us
     assert len(files(lab)) == 24
@@ -143,6 +144,7 @@ def aged(lab: Lab, days: int) -> int:
 
 
 def test_old_snapshots_go_and_the_newest_stay(lab: Lab) -> None:
+    """E2."""
     fill(lab, range(6))
     table = lab.lake.require(lab.spec.target)
     assert len(table.metadata.snapshots) == 7
@@ -184,7 +186,7 @@ def test_a_dead_attempt_s_branch_and_files_go_and_a_live_one_s_stay(lab: Lab) ->
 
 @pytest.mark.fault("F36", recovery="none needed")
 def test_only_old_files_with_our_names_go(lab: Lab) -> None:
-    """Of what nothing needs, our own maintenance takes what is older than three days and bears a name of ours."""
+    """E8: of what nothing needs, our own maintenance takes what is older than three days and bears a name of ours."""
     fill(lab, range(2))
     folder = Path(next(iter(files(lab)))).parent
     window = Window(to_us(DAY), to_us(DAY + HOUR))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,13 +21,12 @@ from coldchain.core.windows import HOUR_US
 from coldchain.lake import Lake, head_of, live_files
 from coldchain.maintenance import tidy
 from coldchain.settings import Settings
-from stack import jars
 from tests.faults.test_kills import prepare
 from tests.faults.test_lost_replies import CATALOG, converge, go
 from tests.integration.test_maintenance import aged, compact
 from tests.integration.test_object_storage import store  # noqa: F401
 from tests.integration.test_recovery import fresh, lost, order, rebuild  # noqa: F401
-from tests.lab import ROOT, Lab, yesterday
+from tests.lab import Lab, yesterday
 from tests.proxy import Fault, proxy
 from tests.reader import watching
 from tests.rest_server import serving
@@ -36,7 +34,6 @@ from tests.rest_server import serving
 START = yesterday()
 HOUR = timedelta(hours=1)
 SECRET = "a-secret-of-the-rest-catalog"
-VERIFY = str(ROOT / "spark" / "jobs" / "verify_tables.py")
 STAGED, MOVED = b'"action":"add-snapshot"', b'"ref-name":"main"'
 HTTP = "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}"
 
@@ -74,16 +71,6 @@ def at(lab: Lab, address: str, **changes: Any) -> Lab:
     return lab
 
 
-def read_by_spark(lab: Lab) -> str:
-    """Return what the second proof says of the lab's table, by Java's own client of the catalog."""
-    given = lab._step_environment()
-    command = ["spark-submit", "--master", "local[1]", "--driver-class-path", jars.resolve(given), VERIFY]
-    command.append(json.dumps([lab.spec.to_json()]))
-    done = subprocess.run(command, env=given, cwd=lab.folder, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @contextmanager
 def through(lab: Lab, fault: Fault) -> Iterator[None]:
     """Let the lab reach the catalog through a proxy that fails."""
@@ -112,7 +99,6 @@ def test_rows_late_rows_compaction_and_a_lost_ledger_end_equal(lab: Lab, fresh: 
     fresh()
     assert "taken from Iceberg into the ledger" in rebuild(lab)
     assert lab.run(run_key="test/idle").work is None
-    assert f"{lab.name}: 301 rows in 1 of 1 segments, read by Spark SQL: equal" in read_by_spark(lab)
     lab.insert([(START + 6 * HOUR, 901)])
     lab.execute(f"ALTER TABLE k2.{lab.name} ADD COLUMN venue String")
     lab.run(run_key="test/wider")

@@ -192,7 +192,7 @@ def test_what_the_audit_found_is_seen_and_hides_no_run(client: TestClient, groun
     ground.audit()
     of_table = text_of(client.get(f"/tables/{ground.name}").text)
     assert "3 segments, 21 rows, all equal" in of_table
-    assert "it has been put right since" in of_table
+    assert "later ones found nothing" in of_table
     assert "Every published segment was compared by content since" in of_table
     assert [each["detail"]["differing"] for each in client.get(f"/api/tables/{ground.name}").json()["audits"]] == [0, 1]
 

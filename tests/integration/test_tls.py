@@ -104,7 +104,8 @@ def test_the_operators_clients_go_over_tls(secured: Secured, monkeypatch: pytest
     secured.connect(monkeypatch)
     before = secured.native.taken, secured.postgres.taken
     for conn_id in (connections.CLICKHOUSE, connections.VALIDATOR):
-        assert connections.NativeClickHouse(conn_id)(ONE) == [(1,)]
+        client = connections.NativeClickHouse(conn_id)
+        assert client(ONE) == client(ONE) == [(1,)]
     book = connections.ledger()
     book.register(lab.spec)
     with book._transaction() as cursor:
@@ -112,7 +113,7 @@ def test_the_operators_clients_go_over_tls(secured: Secured, monkeypatch: pytest
         assert cursor.connection.info.dsn_parameters["sslmode"] == "verify-full"
         assert cursor.connection.info.ssl_in_use
     book.close()
-    assert secured.native.taken == before[0] + 2
+    assert secured.native.taken == before[0] + 2, "one connection a client, whatever it is asked"
     assert secured.postgres.taken == before[1] + 1
     found = connections.settings()
     assert HttpClickHouse.of(found)(ONE) == [(1,)]

@@ -271,7 +271,7 @@ def test_the_bounds_of_a_file_let_every_value_through(typed: TypedLab) -> None:
         field = table.schema().find_field(name)
         assert (file.null_value_counts or {})[field.field_id] == 1
         for _, value in kind.edges:
-            if kind.name == "Float32" and abs(value) == math.inf:
+            if kind.name in ("Float32", "BFloat16") and abs(value) == math.inf:
                 continue  # pyiceberg 0.12 takes the literal for one beyond every float
             is_nan = isinstance(value, float) and math.isnan(value)
             wanted = IsNaN(name) if is_nan else EqualTo(name, value)

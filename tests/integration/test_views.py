@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,13 @@ class ViewLab(Lab):
         return int(self.loader(Query(f"SELECT count() FROM {relation} WHERE {where}", {}))[0][0])
 
     def forget(self, before: datetime, table: str = "", column: str = "ts") -> None:
-        """Let the source lose all rows before a moment, as its TTL would."""
-        moment = f"fromUnixTimestamp64Micro({to_us(before)}, 'UTC')"
-        self.execute(f"DELETE FROM {table or self.spec.source} WHERE {column} < {moment}")
+        """Let the source's TTL eat all rows before a moment, which is a whole second."""
+        table, age_s = table or self.spec.source, int((datetime.now(UTC) - before).total_seconds())
+        self.execute(
+            f"ALTER TABLE {table} MODIFY TTL toDateTime({column}) + INTERVAL {age_s} SECOND "
+            "SETTINGS mutations_sync = 2, materialize_ttl_after_modify = 0"
+        )
+        self.execute(f"ALTER TABLE {table} MATERIALIZE TTL SETTINGS mutations_sync = 2")
 
     def close(self) -> None:
         """Leave nothing behind."""

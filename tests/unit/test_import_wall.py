@@ -93,6 +93,7 @@ SHARED = (
     "recovery",
     "registry",
     "report",
+    "rest",
     "settings",
     "source",
     "views",

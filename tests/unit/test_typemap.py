@@ -21,11 +21,12 @@ from pyiceberg.schema import Schema, index_by_id
 from pyiceberg.table import Table
 
 from coldchain.core.clickhouse_type import Type, parse_type
-from coldchain.core.errors import UnsupportedType
+from coldchain.core.errors import SchemaDrift, UnsupportedType
 from coldchain.core.fingerprint import version
 from coldchain.core.sql import Query
 from coldchain.core.typemap import CHOICES, WORDS, canonical_column
 from coldchain.lake import columns_of, iceberg_schema
+from coldchain.source import refuse_ambiguous
 from tests.unit.engine import Engine, spec
 
 NAN = math.nan
@@ -282,6 +283,16 @@ def test_the_iceberg_schema_alone_says_what_a_file_holds(kind: Kind, declared: s
     (held,) = columns_of(cast(Table, SimpleNamespace(schema=lambda: Schema(*schema.fields[1:]))))
     assert held == replace(column, select="`c`")
     assert version([held]) == version([column])
+
+
+def test_names_that_differ_only_by_case_are_refused() -> None:
+    """ClickHouse and Iceberg hold both, and Spark SQL finds either of them ambiguous."""
+    refuse_ambiguous("t", ["a", "b", "ab"])
+    with pytest.raises(SchemaDrift, match=r"table=t: columns price and Price differ only by case, .*nothing was moved"):
+        refuse_ambiguous("t", ["price", "b", "Price"])
+    with pytest.raises(UnsupportedType, match=r"elements a and A, which differ only by case"):
+        canonical_column("c", "Array(Tuple(a Int8, A String))")
+    canonical_column("c", "Tuple(a Int8, b Tuple(a Int8))")
 
 
 def test_every_spelling_of_nan_hashes_the_same(engine: Engine) -> None:

@@ -37,6 +37,7 @@ from coldchain.store.ledger import (
 _SEGMENT = (
     'segment_id, lower("window"), upper("window"), rows, hash, version, state, grid_us, buckets, paths, snapshot_id'
 )
+_DONE = f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s AND state IN ('published', 'empty', 'expired')"
 # The end of the gap-free run of done segments from the origin; an expired segment holds it.
 _WATERMARK = """
     WITH known AS (SELECT table_id, origin FROM coldchain.tables WHERE table_id = %(table_id)s),
@@ -49,10 +50,13 @@ _WATERMARK = """
     SELECT coalesce(min(CASE WHEN s > reached THEN reached WHEN state = 'expired' THEN s END),
                     max(e), (SELECT origin FROM known)) FROM done"""
 
-# What a person may have written there, and no datetime of Python's can hold: infinity, years before 1 and after 9999.
-READABLE_WATERMARK = (
-    "CASE WHEN w.last_offload_timestamp BETWEEN '0001-01-02' AND '9999-12-30' THEN w.last_offload_timestamp END"
-)
+
+def readable_watermark() -> str:
+    """Return the watermark row's moment in SQL; NULL for what no datetime of Python's can hold.
+
+    A person may have written infinity there, or a year before 1 or after 9999.
+    """
+    return "CASE WHEN w.last_offload_timestamp BETWEEN '0001-01-02' AND '9999-12-30' THEN w.last_offload_timestamp END"
 
 
 def _first_line(error: BaseException) -> str:
@@ -281,18 +285,18 @@ class PostgresLedger:
         return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
-        return self._done(name, *(("", ()) if window is None else ('AND "window" && %s', (_range(window),))))
+        within = "" if window is None else ' AND "window" && %s'
+        return self._done(
+            name, f'{_DONE}{within} ORDER BY lower("window")', () if window is None else (_range(window),)
+        )
 
     def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
-        return self._done(name, "AND segment_id = ANY(%s)", (list(segment_ids),)) if segment_ids else []
+        statement = f'{_DONE} AND segment_id = ANY(%s) ORDER BY lower("window")'
+        return self._done(name, statement, (list(segment_ids),)) if segment_ids else []
 
-    def _done(self, name: str, condition: str, values: tuple[Any, ...]) -> list[Segment]:
+    def _done(self, name: str, statement: str, values: tuple[Any, ...]) -> list[Segment]:
         with self._transaction() as cursor:
-            cursor.execute(
-                f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s "
-                f"AND state IN ('published', 'empty', 'expired') {condition} ORDER BY lower(\"window\")",
-                (self._table_id(cursor, name), *values),
-            )
+            cursor.execute(statement, (self._table_id(cursor, name), *values))
             return [_segment(row) for row in cursor.fetchall()]
 
     def publishing(self, name: str) -> list[Publishing]:
@@ -679,7 +683,7 @@ class PostgresLedger:
         with self._transaction() as cursor:
             table_id = self._table_id(cursor, name)
             cursor.execute(
-                f"SELECT {READABLE_WATERMARK}, last_offload_timestamp::text FROM coldchain.offload_watermarks w "
+                f"SELECT {readable_watermark()}, last_offload_timestamp::text FROM coldchain.offload_watermarks w "
                 "WHERE table_name = %s",
                 (name,),
             )

@@ -17,7 +17,7 @@ import psycopg2
 import psycopg2.errors
 
 from coldchain.core.errors import Permanent, Unavailable
-from coldchain.store.postgres import READABLE_WATERMARK
+from coldchain.store.postgres import readable_watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ _OLDER = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn, psyco
 _RUN_EVENTS = ["started", "idle", "staged", "validated", "committed", "failed", "fenced"]
 _TOLD_EVENTS = ["committed", "audited", "compacted", "tidied", "recovered", "reset", "accepted"]
 _FACTS = f"""
-    SELECT t.table_name, t.origin, t.source_newest, {READABLE_WATERMARK}, coalesce(w.status, 'initialized'),
+    SELECT t.table_name, t.origin, t.source_newest, {readable_watermark()}, coalesce(w.status, 'initialized'),
            w.last_successful_run, w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
            coalesce(today.rows, 0)::bigint, coalesce(today.bytes, 0)::bigint, first.at, last.at,
            coalesce(above.covered_s, 0)::double precision, above.until,
