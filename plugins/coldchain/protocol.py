@@ -25,6 +25,7 @@ from pyiceberg.table import Table
 
 from coldchain import failpoint
 from coldchain.core import fingerprint, plan, request
+from coldchain.core.adoption import adopting, before_adoption
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
@@ -117,6 +118,12 @@ def _refuse_loss(turn: Turn) -> None:
     Made anew it would lie in the same folder, where maintenance takes the old one's files for orphans.
     """
     spec = turn.spec
+    before = turn.lake.load(before_adoption(spec.target))
+    if before is not None and turn.lake.load(adopting(spec, str(before.metadata.table_uuid)).target) is not None:
+        raise Permanent(
+            f"table={spec.name}: {spec.target} was renamed and its adoption died before the new table had the name: "
+            "run DAG coldchain_adopt again, which goes on; nothing moves until then"
+        )
     if spec.retention_us is not None and (held := [s for s in turn.ledger.segments(spec.name) if s.paths]):
         raise Permanent(
             f"table={spec.name}: {spec.target} is not in the catalog any more, though {len(held)} segments of it are "
