@@ -393,6 +393,12 @@ def head_of(table: Table) -> int:
     return int(snapshot.snapshot_id)
 
 
+def rows_of(table: Table) -> int:
+    """Return how many rows `main` says that it holds, or 0 where whoever wrote it left that out."""
+    snapshot = table.metadata.snapshot_by_name(MAIN)
+    return int((snapshot and snapshot.summary and snapshot.summary["total-records"]) or 0)
+
+
 def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
     """Return a snapshot's live data files by normalised path.
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
-from coldchain.core.errors import EXIT_KINDS, Transient
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
-from coldchain.operators.offload import ROOT, configure, without_a_word
+from coldchain.operators.offload import ROOT, submit
 
 APPLICATION = ROOT / "spark" / "jobs" / "compact_table.py"
 PARAMETERS = ("tables", "days", "dry_run")
@@ -64,20 +63,8 @@ class CompactOperator(SparkSubmitOperator):
                     turn.ledger.note(self.spec.name, token, turn.run_key, "compacted", said)
                 return said
             rows = max(batch.fingerprint.rows for batch in batches[: params["days"]])
-            configure(self, APPLICATION)
-            self.application_args = [CompactJob(self.spec, token, turn.run_key, params["days"], rows).dumps()]
-            ended: AirflowException | None = None
-            try:
-                super().execute(context)
-            except AirflowException as error:
-                ended = error
-            for attempt in turn.ledger.attempts(self.spec.name, turn.run_key):
-                if attempt.token != token or attempt.event != "compacted":
-                    continue
-                if "error" in attempt.detail:
-                    raise EXIT_KINDS.get(attempt.detail["exit_code"], Transient)(attempt.detail["error"])
-                return dict(attempt.detail)
-            raise without_a_word(self.spec.name, ended)
+            job = CompactJob(self.spec, token, turn.run_key, params["days"], rows)
+            return submit(self, context, APPLICATION, job.dumps(), turn, token, "compacted")
 
 
 class TidyOperator(BaseOperator):
