@@ -37,6 +37,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from coldchain import failpoint
 from coldchain.core import drift
+from coldchain.core.adoption import before_adoption
 from coldchain.core.canonical import Value
 from coldchain.core.drift import Drift
 from coldchain.core.errors import (
@@ -213,7 +214,16 @@ class Lake:
         return table
 
     def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
-        """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
+        """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one.
+
+        Raises:
+            Permanent: one that it was adopted from lies in the folder that it would be made in.
+        """
+        if self.load(before := before_adoption(spec.target)) is not None:
+            raise Permanent(
+                f"table {spec.target} would be made in the folder of {before}, whose files maintenance would take for "
+                "orphans: move that one elsewhere, or drop it with its files, first; nothing was changed"
+            )
         schema = iceberg_schema(columns)
         with _reading(spec.target), _refused(spec.target), _committing(spec.target):
             with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
