@@ -198,5 +198,5 @@ def test_its_files_are_ours_by_name(lab: Lab, old: Any) -> None:
     assert owner is not None
     assert owner.window == lab.window(day(9), day(8))
     lab.lake.catalog.drop_table(lab.spec.target)
-    with pytest.raises(Permanent, match="would be made in the folder of cold.*__before_adoption"):
+    with pytest.raises(Permanent, match=r"would be made in the folder of cold.*__before_adoption"):
         lab.lake.create(lab.spec, lab.source().columns())

@@ -131,7 +131,8 @@ def match_columns(
 
 
 def _absent(column: Column) -> str:
-    return "NULL" if column.nullable else f"defaultValueOfTypeName({literal(column.value.clickhouse)})"
+    kind = column.value.clickhouse
+    return f"CAST(NULL AS {kind})" if column.nullable else f"defaultValueOfTypeName({literal(kind)})"
 
 
 def _nothing(column: Column) -> str:
