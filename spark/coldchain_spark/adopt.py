@@ -96,6 +96,18 @@ def adopt_table(job: AdoptJob, settings: Settings, run: Any, cores: int) -> Adop
         turn.ledger.close()  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the old table, the order in which it was appended, and the event times that it may hold; None: any."""
+
+    file: DataFile
+    order: int
+    reach: Window | None
+
+    def may_reach(self, window: Window) -> bool:
+        return self.reach is None or self.reach.overlaps(window)
+
+
 class _Adoption:
     """One table's way from the old to the new; holds what its steps share."""
 
@@ -126,7 +138,10 @@ class _Adoption:
         extent = self.source.extent()
         self.head = iceberg.head_of(old)
         self.appended = Appended(old.metadata_location, self.head, spec.event_time, dict(old.io.properties))
-        self.files = list(iceberg.appended_files(old, self.head))
+        self.files = [
+            _File(file, order, iceberg.reach_of(old, file, spec.event_time))
+            for file, order in iceberg.appended_files(old, self.head)
+        ]
         self.counts = self._count()
         self.until_us = floor_us(extent.now_us - spec.lateness_us, spec.grid_us)
         edge_us = adoption.edge_us(spec, extent.now_us)
@@ -157,7 +172,7 @@ class _Adoption:
                 f"table={self.name}: {sum(odd):,} rows of the old table are older than 1900 or later than 2299: delete "
                 "them first"
             )
-        if (recorded := sum(file.record_count for file, _ in self.files)) != sum(counts.values()):
+        if (recorded := sum(each.file.record_count for each in self.files)) != sum(counts.values()):
             raise ProofFailed(
                 f"table={self.name}: manifests of the old table count {recorded:,} rows, its files hold "
                 f"{sum(counts.values()):,}: roll its main back to where they agree; nothing was changed"
@@ -168,7 +183,7 @@ class _Adoption:
         spec, old, columns = self.ground.built, self.ground.old, self.source.columns()
         there, wanted = {field.name for field in old.schema().fields}, {column.name for column in columns}
         known = iceberg.columns_of(old, there & wanted)
-        kept = [file for file, _ in self.files if self._may_reach(file, Window(MIN_US, self.edge_us))]
+        kept = [each.file for each in self.files if each.may_reach(Window(MIN_US, self.edge_us))]
         ids = {field.name: field.field_id for field in old.schema().fields}
         nulls = {
             column.name
@@ -179,19 +194,13 @@ class _Adoption:
         self.version = version if version in wanted else None
         self.match = adoption.match_columns(spec, columns, known, nulls, there - wanted, keeps=keeps)
 
-    def _may_reach(self, file: DataFile, window: Window) -> bool:
-        reach = iceberg.reach_of(self.ground.old, file, self.ground.built.event_time)
-        return reach is None or reach.overlaps(window)
-
     def _rules(self, now_us: int) -> Rules:
         """Limit what is kept at once to what a lease surely lasts for."""
         rules = rules_for(self.ground.built, fingerprint.version(self.match.columns), now_us, self.origin_us, {})
         return replace(rules, max_plan_rows=rules.max_window_rows)
 
     def _part(self, window: Window, paths: Sequence[str] = ()) -> Part:
-        orders = {
-            iceberg.normalised(file.file_path): order for file, order in self.files if self._may_reach(file, window)
-        }
+        orders = {iceberg.normalised(f.file.file_path): f.order for f in self.files if f.may_reach(window)}
         return Part(window, orders, tuple(paths))
 
     def _keep_job(self, table: Table | None, token: str) -> KeepJob:
@@ -347,6 +356,7 @@ class _Adoption:
             raise
         for kept in written:
             self.done.conflicting_keys += kept.conflicts
+        log.info("%s: kept %d windows, up to %s", self.name, len(windows), format_us(windows[-1].end_us))
 
     def _stage(self, table: Table, token: str, base_snapshot_id: int, written: Sequence[Kept]) -> Stage:
         spec = self.ground.built

@@ -31,6 +31,7 @@ class AdoptOperator(SparkSubmitOperator):
 
     def execute(self, context: Any) -> str:
         """Run the job under the run's parameters; return the sentence that says what became of the table."""
+        from coldchain import connections, views
         from coldchain.adoption import look
         from coldchain.core.job import AdoptJob
         from coldchain.core.request import refuse_unknown
@@ -54,5 +55,7 @@ class AdoptOperator(SparkSubmitOperator):
                     rows_of(ground.old),
                 )  # fmt: skip
                 said = str(submit(self, context, APPLICATION, job.dumps(), turn, token, "recovered")["said"])
+                if not params["dry_run"]:
+                    views.keep(spec, turn.ledger, connections.views)
         self.log.info("%s", said)
         return said
