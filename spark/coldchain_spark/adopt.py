@@ -29,6 +29,7 @@ from coldchain.core.errors import (
     Incomplete,
     Permanent,
     ProofFailed,
+    SchemaDrift,
     Superseded,
     Transient,
 )
@@ -36,7 +37,7 @@ from coldchain.core.fingerprint import total
 from coldchain.core.job import AdoptJob, JobTable, Stage, StagedSegment, Work
 from coldchain.core.plan import NEW, Rules
 from coldchain.core.request import Request
-from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, floor_us, format_us, split_at_partitions, subtract
+from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, floor_us, format_us, subtract
 from coldchain.lake import Lake
 from coldchain.maintenance import leased
 from coldchain.proof import prove, prove_content
@@ -164,7 +165,13 @@ class _Adoption:
         self.done.old_rows = sum(self.counts.values())
 
     def _count(self) -> dict[int, int]:
-        counts, without = self.appended.counts(self.ground.built.grid_us)
+        spec, kinds = self.ground.built, {f.name: str(f.field_type) for f in self.ground.old.schema().fields}
+        if (kind := kinds.get(spec.event_time, "missing")) != "timestamptz":
+            raise SchemaDrift(
+                f"table={self.name}: event_time={spec.event_time} is {kind} in the old table: only timestamptz says "
+                "which instant is meant; nothing was changed"
+            )
+        counts, without = self.appended.counts(spec.grid_us)
         if without:
             raise Permanent(f"table={self.name}: {without:,} rows of the old table have no event time: delete them")
         if odd := [rows for start, rows in counts.items() if not MIN_US <= start < MAX_US]:
@@ -190,6 +197,8 @@ class _Adoption:
             for column in known
             if column.nullable and any((file.null_value_counts or {}).get(ids[column.name]) != 0 for file in kept)
         }
+        if (built := self.built.lake.load(spec.target)) is not None:  # of a try before, of which the edge lay earlier
+            nulls |= {field.name for field in built.schema().fields if not field.required}
         version = self.source.version_column()
         self.version = version if version in wanted else None
         self.match = adoption.match_columns(spec, columns, known, nulls, there - wanted, keeps=keeps)
@@ -411,9 +420,12 @@ class _Adoption:
         """Look every key of the old table up in the new one; a person must know of each that is not there."""
         table = self.built.lake.require(self.ground.built.target)
         segments = self.ledger.segments(self.ground.built.name)
+        days = (
+            Window(start, min(start + DAY_US, MAX_US)) for start in sorted({floor_us(s, DAY_US) for s in self.counts})
+        )
         parts = [
             self._part(day, [path for segment in segments if segment.window.overlaps(day) for path in segment.paths])
-            for day in self._days()
+            for day in days
         ]
         looked: list[Looked] = self._run(KeyFinder(self._keep_job(table, "compare")), parts)
         self.done.missing_keys = sum(each.missing for each in looked)
@@ -429,18 +441,6 @@ class _Adoption:
                 f"table={self.name} window={most.window}: {most.missing:,} of {most.keys:,} keys of the old table are "
                 f"not in the new one ({self.done.missing_keys:,} in all); {why}"
             )
-
-    def _days(self) -> list[Window]:
-        """Return the days of which the old table has rows, cut at the edge."""
-        days = {floor_us(start, DAY_US) for start in self.counts}
-        edge = Window(self.edge_us, self.edge_us + 1)
-        return [
-            part
-            for start in sorted(days)
-            for day in split_at_partitions(Window(start, min(start + DAY_US, MAX_US)), "day")
-            for part in ([day] if not day.overlaps(edge) or day.start_us == self.edge_us else
-                         [Window(day.start_us, self.edge_us), Window(self.edge_us, day.end_us)])
-        ]  # fmt: skip
 
     def _swap(self) -> None:
         name = self.ground.built.name
