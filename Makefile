@@ -6,6 +6,8 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
+# Two processes, each with a stack of its own: most of the long tests wait, for leases and for Airflow.
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## This list
@@ -82,7 +84,7 @@ clean: environment ## Stop the stack and remove its state: databases, warehouse,
 
 .PHONY: test
 test: prerequisites ## Run every tier of tests but bench (CI=true: installs what is missing; a skip fails)
-	@$(PYTEST) $(TIERS)
+	@$(PYTEST) $(PARALLEL) $(TIERS)
 
 .PHONY: test-fast
 test-fast: environment ## Run the unit tests: seconds

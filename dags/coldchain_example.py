@@ -19,10 +19,10 @@ def coldchain_example() -> None:
 
     @task
     def count_trades(triggering_asset_events: Any = None) -> dict[str, int]:
-        from coldchain.downstream import read_windows
+        from coldchain.downstream import read_windows, that_publish
 
         counts: dict[str, int] = {}
-        for event in triggering_asset_events[SILVER]:
+        for event in that_publish(triggering_asset_events[SILVER]):
             for trade in read_windows(
                 "cold.silver_trades", "timestamp", event.extra, columns=("exchange",)
             ).to_pylist():

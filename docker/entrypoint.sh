@@ -18,11 +18,16 @@ if [ -f /run/secrets/postgres_coldchain_owner ]; then
     export COLDCHAIN_LEDGER_OWNER_URI="$(pg coldchain_owner postgres_coldchain_owner coldchain)"
 fi
 
+storage=""
+case "$COLDCHAIN_WAREHOUSE" in
+    s3://*) storage=", \"s3.endpoint\": \"http://minio:9000\", \"s3.region\": \"us-east-1\", \"s3.access-key-id\": \"coldchain\", \"s3.secret-access-key\": \"$(secret minio_coldchain)\"" ;;
+esac
+
 export AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE="{\"conn_type\": \"clickhouse\", \"host\": \"clickhouse\", \"port\": 9000, \"schema\": \"k2\", \"login\": \"coldchain\", \"password\": \"$(secret clickhouse_coldchain)\", \"extra\": {\"http_port\": 8123, \"secure\": false}}"
 export AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE_VALIDATOR="{\"conn_type\": \"clickhouse\", \"host\": \"clickhouse\", \"port\": 9000, \"schema\": \"k2\", \"login\": \"coldchain_validator\", \"password\": \"$(secret clickhouse_coldchain_validator)\", \"extra\": {\"http_port\": 8123, \"secure\": false}}"
 export AIRFLOW_CONN_COLDCHAIN_POSTGRES="{\"conn_type\": \"postgres\", \"host\": \"postgres\", \"port\": 5432, \"schema\": \"coldchain\", \"login\": \"coldchain\", \"password\": \"$(secret postgres_coldchain)\"}"
 export AIRFLOW_CONN_COLDCHAIN_POSTGRES_READER="{\"conn_type\": \"postgres\", \"host\": \"postgres\", \"port\": 5432, \"schema\": \"coldchain\", \"login\": \"coldchain_reader\", \"password\": \"$(secret postgres_coldchain_reader)\"}"
-export AIRFLOW_CONN_COLDCHAIN_ICEBERG="{\"conn_type\": \"generic\", \"host\": \"postgres\", \"port\": 5432, \"schema\": \"iceberg\", \"login\": \"iceberg\", \"password\": \"$(secret postgres_iceberg)\", \"extra\": {\"type\": \"sql\", \"warehouse\": \"/warehouse\"}}"
+export AIRFLOW_CONN_COLDCHAIN_ICEBERG="{\"conn_type\": \"generic\", \"host\": \"postgres\", \"port\": 5432, \"schema\": \"iceberg\", \"login\": \"iceberg\", \"password\": \"$(secret postgres_iceberg)\", \"extra\": {\"type\": \"sql\", \"warehouse\": \"$COLDCHAIN_WAREHOUSE\"$storage}}"
 export AIRFLOW_CONN_SPARK_DEFAULT="{\"conn_type\": \"spark\", \"host\": \"$COLDCHAIN_SPARK_MASTER\"}"
 
 # Only the API server logs people in.

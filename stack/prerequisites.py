@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from stack import class_archive
 from stack.errors import StackError
 from stack.progress import say
 
@@ -39,6 +40,7 @@ def check() -> None:
             if shutil.which(command) is None and not (command == "chromium" and find_chromium()):
                 install(command, package)
     check_java()
+    class_archive.ensure(say_java())
 
 
 def install_java() -> None:
@@ -96,6 +98,14 @@ def java_version(java: str) -> int | None:
     except OSError:
         return None
     return parse_java_version(said.stderr + said.stdout)
+
+
+def say_java() -> str:
+    """Return what the java that spark-submit would run says of its version; StackError where there is none."""
+    java = find_java()
+    if java is None:
+        raise StackError(f"Java is missing, and Spark 4 needs Java 17 or 21: {HOW_TO_GET_JAVA}.")
+    return subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30).stderr
 
 
 def parse_java_version(text: str) -> int | None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+from stack import class_archive
 from stack.state import CLONE, VIEWS, Stack, write_private
 
 ADMIN = "admin"
@@ -155,6 +156,7 @@ def shell_settings(stack: Stack) -> dict[str, str]:
         # Production waits a minute: an API server that restarts must not burn every try.
         "COLDCHAIN_RETRY_SECONDS": "5",
         "SPARK_LOCAL_IP": "127.0.0.1",
+        "COLDCHAIN_SPARK_CLASSES": str(class_archive.FOLDER),
     }
 
 
@@ -162,7 +164,7 @@ def component_env(stack: Stack) -> dict[str, str]:
     """Return the environment of a component: the user's, without what belongs to another Airflow, and ours."""
     foreign = ("AIRFLOW", "COLDCHAIN_", "PYTHON", "SPARK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    for name in ("COLDCHAIN_REGISTRY", "PYTHONWARNINGS"):
+    for name in ("COLDCHAIN_REGISTRY", "COLDCHAIN_DEADLINE_MINUTES", "PYTHONWARNINGS"):
         if name in os.environ:
             kept[name] = os.environ[name]
     path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}"

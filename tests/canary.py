@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -49,7 +49,14 @@ def of_stack(state: Path) -> Canaries:
 def _forms(secret: str) -> Iterator[bytes]:
     plain = secret.encode()
     yield from (plain, quote(secret, safe="").encode(), plain.hex().encode(), json.dumps(secret)[1:-1].encode())
-    yield base64.b64encode(plain).rstrip(b"=")
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        yield from (_inside(encode, plain, before) for before in range(3))
+
+
+def _inside(encode: Callable[[bytes], bytes], plain: bytes, before: int) -> bytes:
+    """Encode what follows so many bytes modulo 3, without the characters that what stands around it has a part in."""
+    text = encode(b"\0" * before + plain).rstrip(b"=")
+    return text[(0, 2, 3)[before] : len(text) - bool((before + len(plain)) % 3)]
 
 
 class ArgumentWatch:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports Airflow: it makes files in its home.
-os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / "build" / "airflow-home"))
+# Before anything imports Airflow: it makes files in its home, of which each process of a parallel run has its own.
+os.environ.setdefault(
+    "AIRFLOW_HOME",
+    str(Path(__file__).parents[1] / "build" / f"airflow-home-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"),
+)
 
 from tests.lab import Lab
 from tests.processes import run_stack
@@ -20,14 +23,20 @@ pytest_plugins = ("tests.fault_matrix",)
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")
+LONGEST_FIRST = ("e2e", "faults", "integration", "unit", "bench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier."""
+    """Mark each test with its tier; in a parallel run the long ones come first, so that nobody waits at the end."""
     for item in items:
-        tier = Path(item.path).relative_to(Path(__file__).parent).parts[0]
-        if tier in TIERS:
-            item.add_marker(tier)
+        if _tier(item) in TIERS:
+            item.add_marker(_tier(item))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONGEST_FIRST.index(_tier(item)))
+
+
+def _tier(item: pytest.Item) -> str:
+    return Path(item.path).relative_to(Path(__file__).parent).parts[0]
 
 
 def read_environment(state: Path) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import yaml
 from airflow.api_fastapi.app import create_auth_manager
@@ -85,11 +86,27 @@ class Ground:
         self.ledger.release(self.name, token)
         return run_key
 
-    def fail(self, sentence: str, task: str = "offload") -> str:
+    def fail(self, sentence: str, task: str = "offload", kind: str = "Unavailable") -> str:
         """End a run as a failure callback does; return the run."""
         token, run_key = self.begin(None)
-        self.ledger.note(self.name, token, run_key, "failed", {"task": f"bronze.{self.name}.{task}", "error": sentence})
+        found = {"task": f"bronze.{self.name}.{task}", "error": sentence, "kind": kind}
+        self.ledger.note(self.name, token, run_key, "failed", found)
         self.ledger.mark(self.name, "failed", sentence)
+        self.ledger.release(self.name, token)
+        return run_key
+
+    def audit(self, **unequal: str) -> str:
+        """Record an audit of all segments; `unequal` names what it found of the first one. Return the run."""
+        self.run += 1
+        run_key = f"coldchain_verify/scheduled__{self.run}"
+        token = self.ledger.acquire(self.name, run_key)
+        held = [segment.segment_id for segment in self.ledger.segments(self.name) if segment.state == "published"]
+        bad = held[: len(unequal)]
+        self.ledger.record_audit(self.name, token, held[len(bad) :], bad, (), None)
+        findings = [{"kind": kind, "segment": held[0], "said": said} for kind, said in unequal.items()]
+        counts = {kind: int(kind in unequal) for kind in ("missing", "damaged", "differing")}
+        found = {"segments": len(held), "rows": 7 * len(held), "left": 0, "findings": findings, **counts}
+        self.ledger.note(self.name, token, run_key, "audited", found)
         self.ledger.release(self.name, token)
         return run_key
 
@@ -112,3 +129,53 @@ def open_client(
 def day_us(ground: Ground, ago: int) -> int:
     """Return the start of a day."""
     return floor_us(ground.now_us, DAY_US) - ago * DAY_US
+
+
+def fill(environment: dict[str, str], names: Sequence[str], *, deep: int, days: int, runs: int) -> None:
+    """Give the first tables a past of some days of quarter hours, the others a day of hours, in a few statements.
+
+    Triggers are off: nothing of it is counted.
+
+    Args:
+        environment: of the stack.
+        names: of tables that the ledger does not know yet.
+        deep: how many of them have a long past.
+        days: of segments that those have.
+        runs: whose four events those have; the others have twenty.
+    """
+    with psycopg2.connect(environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", "").rpartition("/")[0] +
+                          "/coldchain") as connection, connection.cursor() as cursor:  # fmt: skip
+        cursor.execute("SET session_replication_role = replica")
+        cursor.execute(
+            "INSERT INTO coldchain.tables (table_name, source, target, origin) "
+            "SELECT name, 's', 't', now() - interval '365 days' FROM unnest(%s) AS name",
+            ([*names],),
+        )
+        for some, past, step, events in ((names[:deep], days, "15 min", runs), (names[deep:], 1, "1 h", 20)):
+            values = {"names": [*some], "days": past, "step": step, "runs": events}
+            cursor.execute(_SEGMENTS, values)
+            cursor.execute(_ATTEMPTS, values)
+        cursor.execute(
+            "INSERT INTO coldchain.offload_watermarks (table_name, last_offload_timestamp, status) "
+            "SELECT name, date_trunc('hour', now()), 'success' FROM unnest(%s) AS name",
+            ([*names],),
+        )
+        cursor.execute("ANALYZE coldchain.segments, coldchain.attempts, coldchain.tables, coldchain.counters")
+    connection.close()
+
+
+_SEGMENTS = """
+    INSERT INTO coldchain.segments (table_id, "window", state, rows, hash, version, grid_us, buckets, paths, bytes,
+        snapshot_id, token, created_at)
+    SELECT table_id, tstzrange(at, at + %(step)s::interval), 'published', 100, 12345678901234567890, 'v1', 900000000,
+        '[]', ARRAY['/warehouse/cold/' || table_name || '/data/' || gen_random_uuid() || '.parquet'], 5000, 42, 'x',
+        at + %(step)s::interval
+    FROM coldchain.tables, generate_series(date_trunc('hour', now()) - make_interval(days => %(days)s),
+        date_trunc('hour', now()) - interval '1 h', %(step)s::interval) AS at
+    WHERE table_name = ANY(%(names)s)"""
+_ATTEMPTS = """
+    INSERT INTO coldchain.attempts (table_id, token, run_key, event, at)
+    SELECT table_id, 'x', 'coldchain_offload/scheduled__' || n, event, now() - n * interval '15 min'
+    FROM coldchain.tables, generate_series(%(runs)s, 1, -1) AS n,
+        unnest(ARRAY['started', 'staged', 'validated', 'committed']) AS event
+    WHERE table_name = ANY(%(names)s)"""

@@ -78,12 +78,13 @@ class Steps:
         """Run read_watermark."""
         return protocol.read(self.turn(run_key), self.source(), asked or Request(None, None))
 
-    def offload(self, reading: protocol.Reading, run_key: str = "test/run") -> Outcome:
-        """Run the offload job in this process, streaming in the driver."""
+    def offload(self, reading: protocol.Reading, run_key: str = "test/run", token: str = "") -> Outcome:
+        """Run the offload job in this process, streaming in the driver; with a token as one that is started again."""
         assert reading.work is not None
         turn = self.turn(run_key)
-        token = protocol.take(turn)
-        turn.ledger.note(self.name, token, run_key, "started")
+        if not token:
+            token = protocol.take(turn)
+            turn.ledger.note(self.name, token, run_key, "started")
         with make_mapper(0) as (mapper, cores):
             return offload_table(JobTable(self.spec, token, run_key, reading.work), self.settings, mapper, cores)
 
@@ -93,8 +94,9 @@ class Steps:
         turn = self.turn(run_key)
         stage = protocol.latest_stage(turn, reading.work, "staged")
         assert stage is not None
-        found = [summary.to_json() for summary in proof.prove(turn, stage, self.validator)]
-        turn.ledger.note(self.name, stage.token, run_key, "validated", {"checks": found})
+        checks = [summary.to_json() for summary in proof.prove(turn, stage, self.validator)]
+        found = {"snapshot_id": str(stage.snapshot_id), "checks": checks}
+        turn.ledger.note(self.name, stage.token, run_key, "validated", found)
         return protocol.publish(turn, stage, reading.work)
 
     def run(self, asked: Request | None = None, run_key: str = "test/run") -> protocol.Reading:
@@ -146,6 +148,12 @@ class Lab(Steps):
             f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = ReplacingMergeTree(version) "
             "PARTITION BY toYYYYMMDD(ts) ORDER BY (symbol, ts, seq)"
         )
+
+    def keep_doubles(self) -> None:
+        """Make the table anew as one that keeps doubled rows, read as it stands."""
+        self.spec = replace(self.spec, read="raw")
+        self.execute(f"DROP TABLE k2.{self.name} SYNC")
+        self.execute(f"CREATE TABLE k2.{self.name} ({COLUMNS}) ENGINE = MergeTree ORDER BY (symbol, ts, seq)")
 
     def execute(self, statement: str) -> None:
         """Run a statement as the loader."""

@@ -26,6 +26,7 @@ class Delivery:
     exchange: str
     offset: int
     text: str
+    partition: int = 0
 
 
 class Market:
@@ -47,7 +48,7 @@ class Market:
         """Insert the messages, one block for each exchange."""
         blocks: dict[str, list[list[Any]]] = defaultdict(list)
         for each in deliveries:
-            blocks[each.exchange].append([each.text, each.offset, 0])
+            blocks[each.exchange].append([each.text, each.offset, each.partition])
         for exchange, rows in blocks.items():
             names = ["message", "_offset", "_partition"]
             self.client.insert(f"k2.bronze_trades_{exchange}_queue", rows, column_names=names)

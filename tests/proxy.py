@@ -5,6 +5,9 @@
 | lost request | the line is cut, and the server never gets them                                       |
 | lost reply   | the server gets them and answers; the line is cut before the client hears it          |
 | terminated   | as a lost reply, but the client gets PostgreSQL's FATAL 57P01 first                   |
+| answered     | as a lost reply, but the client gets the fault's own answer first                     |
+| refused      | as a lost request, but the client gets the fault's own answer first                   |
+| late         | as a lost request to the client; the server gets it when the fault lets it go         |
 | cut          | the line is cut after so many bytes of the answer                                     |
 | reset        | as cut, with a TCP reset                                                              |
 | stall        | the answer stops after so many bytes and the line stays open                          |
@@ -20,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 FATAL_57P01 = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+QUIET_S = 0.3  # so long nothing comes any more of a request that is kept back
 
 
 @dataclass
@@ -31,16 +35,22 @@ class Fault:
         trigger: Bytes on their way to the server.
         armed_by: Bytes that must have passed on the same connection before.
         after_bytes: Bytes of the answer that still pass, for cut, reset and stall.
+        answer: What the client gets, for answered and refused.
         times: How often it happens.
         fired: How often it happened; every test asserts it.
+        let_go: Set by the test: the late request goes on to the server.
+        answered: Set once the server has answered the late request.
     """
 
     mode: str
     trigger: bytes
     armed_by: bytes = b""
     after_bytes: int = 0
+    answer: bytes = b"E" + struct.pack("!I", len(FATAL_57P01) + 4) + FATAL_57P01
     times: int = 1
     fired: int = 0
+    let_go: threading.Event = field(default_factory=threading.Event)
+    answered: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -85,21 +95,36 @@ class _Line:
         with contextlib.suppress(OSError):
             while data := self.client.recv(65536):
                 if self.is_triggered(data):
-                    if self.fault.mode == "lost request":
+                    if self.fault.mode == "refused":
+                        self.client.sendall(self.fault.answer)
+                    if self.fault.mode in ("lost request", "refused"):
                         break
                     self.hit.set()
+                    if self.fault.mode == "late":
+                        data = self.kept_back(data)
                 self.server.sendall(data)
         if not self.hit.is_set():
             self.close()
+
+    def kept_back(self, data: bytes) -> bytes:
+        """Take in the rest of the request, leave the client, and return it once it may go on."""
+        self.client.settimeout(QUIET_S)
+        with contextlib.suppress(TimeoutError):
+            while more := self.client.recv(65536):
+                data += more
+        self.client.shutdown(socket.SHUT_RDWR)
+        self.fault.let_go.wait(60)
+        return data
 
     def back(self) -> None:
         with contextlib.suppress(OSError):
             while data := self.server.recv(65536):
                 if not self.hit.is_set():
                     self.client.sendall(data)
-                elif self.fault.mode in ("lost reply", "terminated"):
-                    if self.fault.mode == "terminated":
-                        self.client.sendall(b"E" + struct.pack("!I", len(FATAL_57P01) + 4) + FATAL_57P01)
+                elif self.fault.mode in ("lost reply", "terminated", "answered", "late"):
+                    self.fault.answered.set()
+                    if self.fault.mode in ("terminated", "answered"):
+                        self.client.sendall(self.fault.answer)
                     break
                 elif len(data) <= self.left:
                     self.left -= len(data)

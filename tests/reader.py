@@ -2,7 +2,8 @@
 
 It shares nothing with what it watches: it scans `main` as the comparer does. The image of a window (a quarter hour) is
 all its rows. In the order in which they are seen, each window's images must be the one of before, then those that the
-source had since, never an earlier one again; and each snapshot must have been proven by the time it is seen.
+source had since, never an earlier one again; and each snapshot that comes while it looks must have been proven by the
+time it is seen.
 """
 
 from __future__ import annotations
@@ -53,17 +54,25 @@ class Reader:
         self._client: Any = connect_clickhouse(
             self.settings.clickhouse_url, self.settings.clickhouse_user, self.settings.clickhouse_password
         )
-        self._ledger = psycopg2.connect(self.settings.ledger_uri.replace("+psycopg2", ""))
-        self._ledger.autocommit = True
+        self._ledgers: list[Any] = []
+        self.also_in(self.settings.ledger_uri)
         self._catalog: Catalog = load_catalog("coldchain", **self.settings.catalog_properties)
         self._types = source_types(self._client, self.spec.source)
         self._sources: list[Images] = []
         self._problems: list[str] = []
         self._stop = threading.Event()
+        self._has_begun = False
         self._look()
+        self._has_begun = True
         self.look_at_source()
         self._thread = threading.Thread(target=self._watch, name="reader")
         self._thread.start()
+
+    def also_in(self, ledger_uri: str) -> None:
+        """Let another ledger too say what was proven: the table's former one was lost."""
+        ledger = psycopg2.connect(ledger_uri.replace("+psycopg2", ""))
+        ledger.autocommit = True
+        self._ledgers.append(ledger)
 
     def look_at_source(self, source: str = "") -> None:
         """Keep what the source (or what stands in for it) holds now: from now on a reader may see it."""
@@ -80,7 +89,8 @@ class Reader:
         self._thread.join()
         if not self._problems:
             self._look()
-        self._ledger.close()
+        for ledger in self._ledgers:
+            ledger.close()
         self._client.close()
         self._catalog.close()
 
@@ -99,6 +109,12 @@ class Reader:
                     f"{self.spec.target}: in snapshot {snapshot_id} a reader saw {0 if image is None else len(image)} "
                     f"rows of the window at {start} which the source never held, or not any more"
                 )
+
+    def check_equal(self) -> None:
+        """Assert that main, as it was seen last, held what the source did: by the columns of when watching began."""
+        (_, main), source = self.seen[-1], self._sources[-1]
+        odd = [start for start in main.keys() | source.keys() if not _is_same(main.get(start), source.get(start))]
+        assert not odd, f"{self.spec.target} differs from its source in the windows at {sorted(odd)}"
 
     def _sides(self, client: Any, table: Table | None, source: str) -> Sides:
         final = "FINAL" if self.spec.read == "final" else ""
@@ -122,14 +138,21 @@ class Reader:
         if snapshot is None or (self.seen and self.seen[-1][0] == snapshot.snapshot_id):
             return
         token = snapshot.summary["coldchain.token"] if snapshot.summary else None
-        if token is not None and not self._is_proven(token):
+        if self._has_begun and token is not None and not self._is_proven(token, snapshot.snapshot_id):
             self._problems.append(f"main of {self.spec.target} is at {snapshot.snapshot_id}, which nobody had proven")
         rows = self._sides(self._client, table, self.spec.source).target_rows()
         self.seen.append((snapshot.snapshot_id, _by_window(rows, self.spec.event_time)))
 
-    def _is_proven(self, token: str) -> bool:
-        with self._ledger.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM coldchain.attempts WHERE token = %s AND event = 'validated'", (token,))
+    def _is_proven(self, token: str, snapshot_id: int) -> bool:
+        return any(self._has_proven(ledger, token, snapshot_id) for ledger in self._ledgers)
+
+    def _has_proven(self, ledger: Any, token: str, snapshot_id: int) -> bool:
+        with ledger.cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM coldchain.attempts WHERE token = %s AND event = 'validated' "
+                "AND detail ->> 'snapshot_id' = %s",
+                (token, str(snapshot_id)),
+            )
             return cursor.fetchone() is not None
 
 

@@ -1,6 +1,7 @@
 """The Grafana dashboards, from code: `python monitoring/grafana/dashboards.py` writes the JSON files beside it.
 
-Plain dicts: five dashboards need no library. A target is `(legend, PromQL)`; `$table` is what the reader chose.
+Plain dicts, and no library: docs/decisions/0022-metrics-and-dashboards.md. A target is `(legend, PromQL)`; `$table` is
+what the reader chose.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def overview() -> dict[str, Any]:
                 "stat",
                 "none",
                 ("tables", "sum(coldchain_table_failures_in_a_row > bool 0)"),
+                ("of drift", "sum(coldchain_schema_drift)"),
                 width=4,
                 bad_from=1,
             ),
@@ -203,10 +205,12 @@ def per_table() -> dict[str, Any]:
             panel("Failures in a row", "stat", "none", of("table_failures_in_a_row"), width=6, bad_from=1),
             panel("Lease held for", "stat", "s", of("lease_age_seconds"), width=6, bad_from=3600),
             panel(
-                "Watermark",
+                "Watermark, and the source's newest row",
                 "timeseries",
                 "dateTimeAsIso",
-                ("{{table}}", f"coldchain_table_watermark_timestamp_seconds{{{_CHOSEN}}} * 1000"),
+                of("table_watermark_timestamp_seconds", "{{table}}", "{} * 1000"),
+                of("table_source_max_event_timestamp_seconds", "{{table}} source", "{} * 1000"),
+                said="A watermark past the source's newest row: the source is idle, not the table.",
             ),
             panel(
                 "Since the last success, attempt, failure",
@@ -426,13 +430,15 @@ def proof() -> dict[str, Any]:
             ),
             panel("Rows that break a warning check", "timeseries", "none", of("check_broken_rows")),
             panel(
-                "Attempts that were overtaken and wrote nothing, in a day",
+                "Attempts that were overtaken, commits whose answer was lost, in a day",
                 "timeseries",
                 "none",
-                of("fence_rejected_total", "{{table}}", "increase({}[1d])"),
+                of("fence_rejected_total", "{{table}} overtaken", "increase({}[1d])"),
+                of("commit_unknown_total", "{{table}} answer lost", "increase({}[1d])"),
+                said="The protocol has decided both: nobody needs to.",
             ),
             panel(
-                "Holes or lost windows, share of 30 days",
+                "Holes, lost windows or nothing compared for a day, share of 30 days",
                 "bargauge",
                 "percentunit",
                 ("{{table}}", f"table:coldchain_uncovered:avg30d{{{_CHOSEN}}}"),

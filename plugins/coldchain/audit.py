@@ -1,46 +1,48 @@
 """The audit: what was published is compared again by content, the oldest comparison first, every segment within a day.
 
-Three things are looked at, of every segment that is due: that the files exist which `main` references, that they hold
-what was proven (bit rot), and that the source still holds the same. What differs and can be had from the source is left
-to the next run, which is told how far back to look; what can't is for a person.
+Every file that `main` references must exist. Two things more are looked at of every segment that is due: that its
+files hold what was proven (bit rot), and that the source still holds the same. What differs and can be had from the
+source is left to the next run, which is told how far back to look; what can't is for a person.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core import fingerprint
 from coldchain.core.errors import Damaged, LeaseHeld, ProofFailed
-from coldchain.core.fingerprint import Fingerprint, total
+from coldchain.core.fingerprint import total
 from coldchain.core.plan import Segment
-from coldchain.core.sql import Query, comma, quote
 from coldchain.core.table import TableSpec
-from coldchain.core.typemap import Column
-from coldchain.core.windows import Window, format_us
-from coldchain.lake import columns_of, drift_of, head_of, live_files, normalised
-from coldchain.proof import Found, query_chdb, relation_of
+from coldchain.difference import Sides
+from coldchain.lake import absent_files, head_of, live_files, normalised
+from coldchain.proof import Found
 from coldchain.protocol import Turn
-from coldchain.report import Services, read_published, sealed_before, source_of
+from coldchain.report import Services, read_published, source_of
 from coldchain.source import Source
 
 log = logging.getLogger(__name__)
 DUE_AFTER_S = 20 * 3600
 ROWS_A_RUN = 50_000_000
+SAMPLED = 10
+EXPLAINED = 5
 _LEASE_TRIES, _LEASE_WAIT_S = 24, 5.0
-_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A segment that is not what it should be: `missing` a file, `damaged` in one, or `differing` from the source."""
+    """A segment that is not what it should be: `missing` a file, `damaged` in one, or `differing` from the source.
 
-    segment: Segment
+    Without a segment: a file of another writer, which `main` references, is missing.
+    """
+
+    segment: Segment | None
     kind: str
     said: str
     is_repairable: bool
@@ -53,6 +55,7 @@ class Audit:
     segments: int = 0
     rows: int = 0
     left: int = 0  # due, but beyond what one run may read
+    is_whole: bool = False  # nothing that was found unequal before was left out
     findings: list[Finding] = field(default_factory=list)
 
     def sentence(self, name: str) -> str:
@@ -67,25 +70,34 @@ def choose(
 ) -> tuple[list[Segment], int]:
     """Choose which published segments to compare, the longest unseen first; return them, and how many are left over.
 
+    A run reads 50 million rows, or a segment that holds more alone. What is known to be unequal comes first, in any
+    order, and takes half of that, or one segment: what nobody can repair must not keep the others from their turn.
+
     Args:
         segments: the ledger's.
-        verified_us: by segment, when it was last compared.
+        verified_us: by segment, when it was last compared; 0 for one that was found unequal.
         now_us: the ledger's clock.
         mode: `due` takes those that nobody compared for 20 hours, `all` every one, `deep` ten at random.
         chance: draws the sample.
     """
     held = [segment for segment in segments if segment.state == "published"]
     if mode == "deep":
-        return chance.sample(held, min(10, len(held))), 0
+        return _affordable(chance.sample(held, min(SAMPLED, len(held))), ROWS_A_RUN), 0
     oldest_first = sorted(held, key=lambda s: (verified_us.get(s.segment_id, 0), s.window))
     if mode == "due":
         oldest_first = [s for s in oldest_first if now_us - verified_us.get(s.segment_id, 0) >= DUE_AFTER_S * 1_000_000]
-    rows = 0
-    for index, segment in enumerate(oldest_first):
-        rows += segment.fingerprint.rows
-        if index and rows > ROWS_A_RUN:
-            return oldest_first[:index], len(oldest_first) - index
-    return oldest_first, 0
+    unequal = [s for s in oldest_first if not verified_us.get(s.segment_id, 0)]
+    rest = oldest_first[len(unequal) :]
+    first = _affordable(chance.sample(unequal, len(unequal)), ROWS_A_RUN // 2 if rest else ROWS_A_RUN)
+    chosen = first + _affordable(rest, ROWS_A_RUN - sum(segment.fingerprint.rows for segment in first))
+    return chosen, len(oldest_first) - len(chosen)
+
+
+def _affordable(segments: Sequence[Segment], rows: int) -> list[Segment]:
+    """Return the first segments that hold no more rows together, at least one."""
+    held = itertools.accumulate(segment.fingerprint.rows for segment in segments)
+    return [segment for index, (segment, so_far) in enumerate(zip(segments, held, strict=True))
+            if not index or so_far <= rows]  # fmt: skip
 
 
 def audit(turn: Turn, client: HttpClickHouse, mode: str, chance: random.Random | None = None) -> Audit:
@@ -97,61 +109,111 @@ def audit(turn: Turn, client: HttpClickHouse, mode: str, chance: random.Random |
     """
     began = time.monotonic()
     services = Services(client, turn.ledger, turn.lake)  # type: ignore[arg-type]
+    chance = chance or random.Random()
     turn.ledger.register(turn.spec)
     verified_us, now_us = turn.ledger.verifications(turn.spec.name)
     segments = turn.ledger.segments(turn.spec.name)
-    chosen, left = choose(segments, verified_us, now_us, mode, chance or random.Random())
-    found = Audit(len(chosen), sum(segment.fingerprint.rows for segment in chosen), left)
-    if chosen:
-        _look(services, turn.spec, chosen, found, is_deep=mode == "deep")
+    chosen, left = choose(segments, verified_us, now_us, mode, chance)
+    known = {segment_id for segment_id, at_us in verified_us.items() if not at_us}
+    rows = sum(segment.fingerprint.rows for segment in chosen)
+    found = Audit(len(chosen), rows, left, is_whole=known <= {segment.segment_id for segment in chosen})
+    _look(services, turn.spec, segments, chosen, found, chance if mode == "deep" else None)
+    if chosen or found.findings:
         _record(turn, chosen, found, time.monotonic() - began)
     log.info("%s", found.sentence(turn.spec.name))
     for finding in found.findings:
         log.warning("%s", finding.said)
-    if bad := [finding for finding in found.findings if finding.kind != "differing"]:
-        more = f" (and {len(bad) - 1} more segments)" if bad[1:] else ""
-        mended = "the next run writes it anew from the source" if bad[0].is_repairable else (
-            "the source no longer holds it: restore the file from backup (docs/runbooks)"
-        )  # fmt: skip
-        raise Damaged(f"{bad[0].said}{more}: {mended}")
+    # What a person must mend is said first.
+    bad = sorted((f for f in found.findings if f.kind != "differing"), key=lambda finding: finding.is_repairable)
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if bad[1:] else ""
+        raise Damaged(f"{bad[0].said}{more}: {_remedy(bad[0])}")
     return found
 
 
-def _look(services: Services, spec: TableSpec, chosen: Sequence[Segment], found: Audit, *, is_deep: bool) -> None:
-    table = services.lake.require(spec.target)
-    live = live_files(table, head_of(table))
-    sealed_us = sealed_before(spec, Source(services.client, spec).extent().now_us)
+def _remedy(finding: Finding) -> str:
+    if finding.segment is None:
+        return "it is another writer's: put it back, or take it out of main with the tool that wrote it"
+    if finding.is_repairable:
+        return "the next run writes it anew from the source"
+    return "the source no longer holds it: restore the file from backup (docs/runbooks)"
+
+
+def _look(
+    services: Services,
+    spec: TableSpec,
+    segments: Sequence[Segment],
+    chosen: Sequence[Segment],
+    found: Audit,
+    chance: random.Random | None,
+) -> None:
+    """Look at the files of all segments, and into those of the chosen ones, row by row where `chance` is given."""
+    has_files = any(segment.paths for segment in segments)
+    table = services.lake.require(spec.target) if has_files else services.lake.load(spec.target)
+    if table is None:  # an empty source has empty segments, and no table yet
+        return
+    is_for_ever = spec.retention_us is None
+    sealed_us = None if is_for_ever else spec.sealed_before_us(Source(services.client, spec).extent().now_us)
 
     def is_held(segment: Segment) -> bool:
         return sealed_us is None or segment.window.start_us >= sealed_us
 
-    sound = []
-    for segment in chosen:
-        gone = [p for p in segment.paths if p not in live or not table.io.new_input(live[p].file_path).exists()]
-        if gone:
-            said = f"table={spec.name} window={segment.window} segment={segment.segment_id}: {gone[0]} is gone"
-            found.findings.append(Finding(segment, "missing", said, is_held(segment)))
-        else:
-            sound.append(segment)
+    live = live_files(table, head_of(table))
+    found.findings += _missing(spec, segments, live.keys(), absent_files(table, live), is_held)
+    gone = {finding.segment.segment_id for finding in found.findings if finding.segment is not None}
+    sound = [segment for segment in chosen if segment.segment_id not in gone]
     read = _read(services, spec, sound, live.keys())
     intact = []
     for segment in sound:
         held = total(part for path in segment.paths for part in read.get(normalised(path), {}).values())
-        if held != segment.fingerprint:
-            said = (
-                f"table={spec.name} window={segment.window} segment={segment.segment_id}: its files hold {held}, "
-                f"proven was {segment.fingerprint}"
-            )
-            found.findings.append(Finding(segment, "damaged", said, is_held(segment)))
-        else:
+        if held == segment.fingerprint:
             intact.append(segment)
-    for segment, source in source_of(services, spec, [segment for segment in intact if is_held(segment)]):
+        else:
+            said = f"{_name(spec, segment)}: its files hold {held}, proven was {segment.fingerprint}"
+            found.findings.append(Finding(segment, "damaged", said, is_held(segment)))
+    found.findings += _differing(services, spec, [segment for segment in intact if is_held(segment)], chance)
+
+
+def _missing(
+    spec: TableSpec,
+    segments: Sequence[Segment],
+    live: Collection[str],
+    absent: Collection[str],
+    is_held: Callable[[Segment], bool],
+) -> list[Finding]:
+    """Find every file that `main` references and that is gone, and those of segments that it no longer references."""
+    findings = []
+    for segment in segments:
+        if gone := [path for path in segment.paths if path in absent or path not in live]:
+            said = f"{_name(spec, segment)}: {gone[0]} is gone"
+            findings.append(Finding(segment, "missing", said, is_held(segment)))
+    owned = {path for segment in segments for path in segment.paths}
+    foreign = sorted(path for path in absent if path not in owned)
+    said = f"table={spec.name}: {{}}, which main references and no segment owns, is gone"
+    return findings + [Finding(None, "missing", said.format(path), is_repairable=False) for path in foreign]
+
+
+def _differing(
+    services: Services, spec: TableSpec, segments: Sequence[Segment], chance: random.Random | None
+) -> list[Finding]:
+    """Compare segments with the source; the first few that differ are explained by key: that costs reads of its own."""
+    findings: list[Finding] = []
+    sides = Sides.of(services, spec) if segments else None
+    for segment, source in source_of(services, spec, segments):
+        assert sides is not None
         if source != segment.fingerprint:
-            said = _difference(services, spec, segment, source)
-            found.findings.append(Finding(segment, "differing", said, is_repairable=True))
-        elif is_deep and (odd := _rows_that_differ(services, spec, segment, segment.window)):
-            said = f"table={spec.name} window={segment.window}: equal fingerprints, but rows differ: {odd}"
-            found.findings.append(Finding(segment, "damaged", said, is_repairable=True))
+            said = f"{_name(spec, segment)}: the source holds {source}, published are {segment.fingerprint}"
+            if len(findings) < EXPLAINED:
+                said += f"; {sides.name_difference(segment)}"
+            findings.append(Finding(segment, "differing", said, is_repairable=True))
+        elif chance is not None and (odd := sides.sample_rows(segment, chance)):
+            said = f"{_name(spec, segment)}: equal fingerprints, but rows differ: {odd}"
+            findings.append(Finding(segment, "damaged", said, is_repairable=True))
+    return findings
+
+
+def _name(spec: TableSpec, segment: Segment) -> str:
+    return f"table={spec.name} window={segment.window} segment={segment.segment_id}"
 
 
 def _read(services: Services, spec: TableSpec, segments: Sequence[Segment], live: Collection[str]) -> Found:
@@ -168,79 +230,26 @@ def _read(services: Services, spec: TableSpec, segments: Sequence[Segment], live
         return found
 
 
-def _difference(services: Services, spec: TableSpec, segment: Segment, source: Fingerprint) -> str:
-    """Name the first bucket of a segment that differs from the source, and the rows of it that do."""
-    said = (
-        f"table={spec.name} window={segment.window} segment={segment.segment_id}: the source holds {source}, published "
-        f"are {segment.fingerprint}"
-    )
-    columns = _columns(services, spec)
-    if fingerprint.version(columns) != segment.version:
-        return f"{said}; it was made with older columns"
-    now = Source(services.client, spec).buckets(columns, [segment.window], segment.grid_us)
-    differing = sorted(start for start in now.keys() | segment.buckets.keys()
-                       if now.get(start) != segment.buckets.get(start))  # fmt: skip
-    if not differing:
-        return f"{said}; it changed back while it was looked at"
-    bucket = Window(differing[0], differing[0] + segment.grid_us)
-    rows = _rows_that_differ(services, spec, segment, bucket)
-    return f"{said}; first different bucket {format_us(bucket.start_us)}: {rows}"
-
-
-def _columns(services: Services, spec: TableSpec) -> tuple[Column, ...]:
-    table = services.lake.require(spec.target)
-    return drift_of(spec, Source(services.client, spec).columns(), table).columns
-
-
-def _rows_that_differ(services: Services, spec: TableSpec, segment: Segment, within: Window) -> str:
-    """Compare row by row; name a few keys that only one side holds, or both with other values. Empty: none differs."""
-    columns = _columns(services, spec)
-    if fingerprint.version(columns) != segment.version:
-        columns = columns_of(services.lake.require(spec.target))
-    keys = comma(f"toString({quote(name)})" for name in spec.key)
-    row = f"[{keys}] AS k, toString({fingerprint.row_hash(columns)}) AS h"
-    source = fingerprint.canonical_rows(spec, columns, [within])
-    ours = {(*key, hash_) for key, hash_ in services.client(
-        Query(f"SELECT {row} FROM ({source.text})", source.parameters))}  # fmt: skip
-    theirs: set[tuple[str, ...]] = set()
-    time_us = f"toUnixTimestamp64Micro({quote(spec.event_time)})"
-    for relation in relation_of(columns, segment.paths):
-        condition = f"{time_us} >= {within.start_us} AND {time_us} < {within.end_us}"
-        query = Query(f"SELECT {row} FROM {relation} WHERE {condition}", {})
-        theirs |= {(*key, hash_) for key, hash_ in query_chdb(query, spec.name, services.lake.storage)}
-    return describe(spec.key, ours, theirs)
-
-
-def describe(key: Sequence[str], source: set[tuple[str, ...]], lake: set[tuple[str, ...]]) -> str:
-    """Say which keys differ between two sets of (key..., hash)."""
-    missing, foreign = ({row[:-1] for row in one - other} for one, other in ((source, lake), (lake, source)))
-    said = []
-    for rows, word in (
-        (missing & foreign, "with other values"), (missing - foreign, "only in the source"),
-        (foreign - missing, "only in Iceberg"),
-    ):  # fmt: skip
-        if rows:
-            named = "; ".join(
-                " ".join(f"{n}={v}" for n, v in zip(key, row, strict=True)) for row in sorted(rows)[:_NAMED_ROWS]
-            )
-            said.append(f"{len(rows)} rows {word}: {named}{' ...' if len(rows) > _NAMED_ROWS else ''}")
-    return ", ".join(said)
-
-
 def _record(turn: Turn, chosen: Sequence[Segment], found: Audit, seconds: float) -> None:
-    """Write down what was seen, under the table's lease: no run may be in the middle of deciding what to look at."""
+    """Write down what was seen, under the table's lease: no run may be in the middle of deciding what to look at.
+
+    What a run has replaced since it was looked at is no finding.
+    """
     name = turn.spec.name
     token = _lease(turn)
     try:
-        bad = {finding.segment.segment_id for finding in found.findings}
-        repair = [finding for finding in found.findings if finding.is_repairable]
+        held = {segment.segment_id for segment in turn.ledger.segments(name)}
+        found.findings = [f for f in found.findings if f.segment is None or f.segment.segment_id in held]
+        of_segments = [(finding.segment, finding) for finding in found.findings if finding.segment is not None]
+        bad = {segment.segment_id for segment, _ in of_segments}
+        repair = [(segment, finding) for segment, finding in of_segments if finding.is_repairable]
         turn.ledger.record_audit(
             name,
             token,
             verified=[s.segment_id for s in chosen if s.segment_id not in bad],
             unequal=sorted(bad),
-            damaged=[f.segment.segment_id for f in repair if f.kind != "differing"],
-            compared_to_us=min((f.segment.window.start_us for f in repair), default=None),
+            damaged=[segment.segment_id for segment, finding in repair if finding.kind != "differing"],
+            compared_to_us=min((segment.window.start_us for segment, _ in repair), default=None),
         )
         detail: dict[str, Any] = {
             "segments": found.segments,
@@ -248,7 +257,8 @@ def _record(turn: Turn, chosen: Sequence[Segment], found: Audit, seconds: float)
             "left": found.left,
             "seconds": round(seconds, 3),
             "findings": [
-                {"kind": f.kind, "segment": f.segment.segment_id, "said": f.said} for f in found.findings[:20]
+                {"kind": f.kind, "segment": f.segment and f.segment.segment_id, "said": f.said}
+                for f in found.findings[:20]
             ],
             **{kind: sum(f.kind == kind for f in found.findings) for kind in ("missing", "damaged", "differing")},
         }

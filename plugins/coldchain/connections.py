@@ -9,7 +9,9 @@
 | `coldchain_postgres_reader`      | the same with the role that only reads, for the page (`coldchain.ui.access`)      |
 | `coldchain_iceberg`              | the catalog's database; extra `warehouse`, `sslmode`, `sslrootcert`, and on an    |
 |                                  | object store `s3.endpoint`, `s3.region`, `s3.access-key-id`,                      |
-|                                  | `s3.secret-access-key`                                                            |
+|                                  | `s3.secret-access-key`. Of a REST catalog: login and password (or a token as      |
+|                                  | password); extra `type: rest`, `uri`, and if wanted `warehouse` (its name there), |
+|                                  | `oauth2-server-uri`, `scope`, `ca_certs`                                          |
 | `spark_default`                  | the Spark master; extra `settings_file` where its driver is not our child process,|
 |                                  | and what a cluster needs: `jobs`, `py_files`, `archives`, `conf`                  |
 | `coldchain_views`                | optional: login, password and database (schema) of the views over hot and cold    |
@@ -19,7 +21,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -30,10 +34,10 @@ from clickhouse_driver import Client as NativeClient, errors
 
 from coldchain.clickhouse import error_of
 from coldchain.core.errors import Permanent, Unavailable
-from coldchain.core.production import of_clickhouse, of_password, of_postgres
+from coldchain.core.production import is_rest, of_clickhouse, of_password, of_postgres
 from coldchain.core.sql import Query
 from coldchain.notify import SENDERS
-from coldchain.settings import LOADS, SETTINGS_FILE, Settings, refuse_in_production, whole
+from coldchain.settings import LOADS, REST, SETTINGS_FILE, Settings, refuse_in_production, whole
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
@@ -58,12 +62,28 @@ def connection(conn_id: str) -> Connection:
         ) from None
 
 
+def _clickhouse(conn_id: str) -> Connection:
+    """Return a connection to one ClickHouse server; Permanent where it names several.
+
+    Fingerprints and rows must come from the same replica. Which one of several would answer, native and HTTP clients
+    would each decide for themselves, and anew with every query.
+    """
+    found = connection(conn_id)
+    hosts = [found.host or "localhost", *filter(None, [found.extra_dejson.get("alt_hosts")])]
+    if len(hosts) > 1 or "," in hosts[0]:
+        raise Permanent(
+            f"connection {conn_id} names several hosts ({','.join(map(str, hosts))}): fingerprints and rows must come "
+            "from one replica: name one, and another when that is lost"
+        )
+    return found
+
+
 class OffloadClickHouseHook(ClickHouseHook):
     """The plugin's hook, for a connection whose extra also says where HTTP is; values are bound by the server."""
 
     def get_conn(self) -> NativeClient:
         """Open a native client with short time-outs: a server that is away must be a sentence soon."""
-        found = connection(self._clickhouse_conn_id)
+        found = _clickhouse(self._clickhouse_conn_id)
         extra = {key: value for key, value in found.extra_dejson.items() if key not in _OWN_EXTRAS}
         loads = {name: number for name, number in _loads(self._clickhouse_conn_id, found).items() if number}
         loads.pop("max_queries", None)
@@ -80,15 +100,21 @@ class OffloadClickHouseHook(ClickHouseHook):
 
 
 class NativeClickHouse:
-    """Callable as `client(query) -> rows` over the native protocol."""
+    """Callable as `client(query) -> rows` over the native protocol; one connection for all of a task's queries."""
 
     def __init__(self, conn_id: str = CLICKHOUSE) -> None:
         self._conn_id = conn_id
-        self._hook = OffloadClickHouseHook(clickhouse_conn_id=conn_id)
+
+    @cached_property
+    def _client(self) -> NativeClient:
+        """The client, which opens its connection again where a server has closed it."""
+        client = OffloadClickHouseHook(clickhouse_conn_id=self._conn_id).get_conn()
+        weakref.finalize(self, client.disconnect)
+        return client
 
     def __call__(self, query: Query) -> list[tuple[Any, ...]]:
         """Run a query and return its rows."""
-        client = self._hook.get_conn()
+        client = self._client
         address = f"{client.connection.hosts[0][0]}:{client.connection.hosts[0][1]}"
         try:
             return list(client.execute(query.text, query.parameters or None))
@@ -100,8 +126,6 @@ class NativeClickHouse:
                 f"ClickHouse at {address} failed: {said}; check that it is up and that connection {self._conn_id} "
                 "is right"
             ) from None
-        finally:
-            client.disconnect()
 
 
 def ledger() -> PostgresLedger:
@@ -114,24 +138,48 @@ def ledger() -> PostgresLedger:
 
 def settings() -> Settings:
     """Collect what the Spark driver needs; it travels in its environment."""
-    clickhouse, postgres, iceberg = connection(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
+    clickhouse, postgres, iceberg = _clickhouse(CLICKHOUSE), connection(POSTGRES), connection(ICEBERG)
     http = clickhouse.extra_dejson
     scheme = "https" if http.get("secure") else "http"
+    if not http.get("http_port"):
+        raise _not_set(CLICKHOUSE, "http_port")
+    catalog_uri, access = _catalog(iceberg)
     warehouse = iceberg.extra_dejson.get("warehouse")
-    if not http.get("http_port") or not warehouse:
-        missing = f"{CLICKHOUSE}: http_port" if not http.get("http_port") else f"{ICEBERG}: warehouse"
-        raise Permanent(f"the extra of connection {missing} is not set: add it to the connection")
+    if not warehouse and not is_rest(catalog_uri):
+        raise _not_set(ICEBERG, "warehouse")
     return Settings(
         clickhouse_url=f"{scheme}://{clickhouse.host}:{http['http_port']}",
         clickhouse_user=clickhouse.login or "default",
         clickhouse_password=clickhouse.password or "",
         clickhouse_ca=str(http.get("ca_certs") or ""),
         ledger_uri=_uri(postgres),
-        catalog_uri=_uri(iceberg),
-        warehouse=warehouse,
+        catalog_uri=catalog_uri,
+        catalog_access=access,
+        warehouse=str(warehouse or ""),
         storage={name: str(value) for name, value in iceberg.extra_dejson.items() if name.startswith("s3.")},
         **_loads(CLICKHOUSE, clickhouse),
     )
+
+
+def _not_set(conn_id: str, key: str) -> Permanent:
+    return Permanent(f"the extra of connection {conn_id}: {key} is not set: add it to the connection")
+
+
+def _catalog(found: Connection) -> tuple[str, dict[str, str]]:
+    """Return the catalog's address, and what a REST catalog is asked with."""
+    extra = found.extra_dejson
+    if (kind := extra.get("type", "sql")) not in ("sql", "rest"):
+        raise Permanent(f"the extra of connection {ICEBERG} holds type={kind!r}: allowed are sql and rest")
+    if kind == "sql":
+        return _uri(found), {}
+    uri = str(extra.get("uri") or "")
+    if not is_rest(uri):
+        raise Permanent(f"the extra of connection {ICEBERG} needs uri, an address that begins with https:// or http://")
+    access = {key: str(extra[key]) for key in REST if key in extra and key not in ("credential", "token")}
+    if found.password:
+        kept = {"credential": f"{found.login}:{found.password}"} if found.login else {"token": found.password}
+        access |= kept
+    return uri, access
 
 
 def _loads(conn_id: str, found: Connection) -> dict[str, int]:

@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import (
     DAG,
     AsyncCallback,
@@ -30,7 +28,7 @@ from coldchain import deadline
 from coldchain.core.order import ACTIONS
 from coldchain.core.request import APPROVAL, MODES
 from coldchain.core.table import TableSpec
-from coldchain.failures import RecordFailure
+from coldchain.failures import RecordFailure, TellFailure
 from coldchain.operators.adopt import AdoptOperator
 from coldchain.operators.commit import WatermarkCommitOperator
 from coldchain.operators.maintain import CompactOperator, TidyOperator
@@ -42,6 +40,7 @@ from coldchain.operators.validate import IcebergValidateOperator
 from coldchain.operators.verify import VerifyOperator
 from coldchain.registry import LAYERS, BadTable, Registry
 from coldchain.sensors.watermark import WatermarkSensor
+from coldchain.store.ledger import COMPACT, REGISTRY, TIDY, VERIFY
 
 AUDIT_MODES = ("due", "all", "deep")
 STEPS = ("read_watermark", "offload", "validate", "commit")
@@ -162,7 +161,7 @@ def build_verify_dag(registry: Registry) -> DAG:
         for table in tables:
             VerifyOperator(
                 task_id=table.name, spec=table, pool=CLICKHOUSE_POOL, execution_timeout=timedelta(minutes=30),
-                doc_md=_table_doc(table),
+                doc_md=_table_doc(table), on_failure_callback=TellFailure(table.name, VERIFY),
             )  # fmt: skip
     mode = Param("due", enum=list(AUDIT_MODES), title="Mode", description="See the DAG's documentation.")
     dag.params = ParamsDict({"tables": _tables_param([table.name for table in tables]), "mode": mode})
@@ -187,12 +186,12 @@ def build_maintenance_dag(registry: Registry) -> DAG:
             with TaskGroup(table.name, tooltip=table.target):
                 compact = CompactOperator(
                     task_id="compact", spec=table, pool=SPARK_POOL, execution_timeout=timedelta(hours=2),
-                    doc_md=_table_doc(table),
+                    doc_md=_table_doc(table), on_failure_callback=TellFailure(table.name, COMPACT),
                 )  # fmt: skip
                 # What compaction could not do today is no reason to keep old snapshots.
                 tidy = TidyOperator(
                     task_id="tidy", spec=table, execution_timeout=timedelta(hours=1), trigger_rule="all_done",
-                    doc_md=_table_doc(table),
+                    doc_md=_table_doc(table), on_failure_callback=TellFailure(table.name, TIDY),
                 )  # fmt: skip
             compact >> tidy
     dag.params = ParamsDict(
@@ -220,16 +219,22 @@ It may be interrupted, cleared and repeated at any time. An offload waits for on
 
 _VERIFY_DOC = """# Verify
 
-Every published segment is compared again by content within a day: its files exist, they hold what was proven, and the
-source holds the same. What the source can give again, the next offload repairs; what it can't fails the task, by name.
+Every published segment is compared again by content within a day: its files hold what was proven, and the source holds
+the same. In every run, every file of the table must exist. What the source can give again, the next offload repairs;
+what it can't fails the task, by name.
 
-- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run.
+- `due`: segments that nobody compared for 20 hours, the oldest first, at most 50 million rows a table and run. What is
+  known to be unequal is due at once, and takes half of that at most.
 - `all`: every segment, up to the same limit.
-- `deep`: ten segments at random, row by row."""
+- `deep`: ten segments at random, up to the same limit, and of each a bucket row by row: at most about 100,000 rows."""
 
 
 def build_shrink_dag(registry: Registry) -> DAG:
     """Build `coldchain_shrink`: show, ask, and trigger the offload; started by a person only."""
+    # More than half of what this module would take to import, each time that any file of DAGs is parsed.
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+    from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+
     tables = [table for plan in describe(registry) for table in plan.tables]
     with DAG(
         dag_id="coldchain_shrink",
@@ -319,7 +324,8 @@ Nothing here moves or deletes a row: the ledger is corrected, and the next offlo
 
 - `rebuild`: the ledger was lost, or restored from an older dump. What `main` holds is taken back into it.
 - `reset`: compare all that the source still holds once more. Harmless: what is equal is left alone.
-- `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them.
+- `accept`: give up expired `segments` (the source forgot them before they were moved): the watermark passes them. Or
+  those that `main` has lost and the source can't give again, all or none of them.
 - `register`: the catalog lost the table, or was restored from an older dump. It is put back as the ledger left it.
 - `recreate`: the table is gone and shall be: the ledger forgets it, the next run makes it of what the source holds.
 
@@ -335,7 +341,7 @@ def _recover_params(names: Sequence[str]) -> dict[str, Param]:
             type="array",
             items={"type": "integer", "minimum": 1},
             title="Segments",
-            description="For accept: ids of expired segments.",
+            description="For accept: ids of expired segments, or of those that main has lost.",
         ),
         "reason": _reason_param(),
         "dry_run": _dry_param(),
@@ -408,6 +414,7 @@ def _build_layer(plan: LayerPlan, names: Sequence[str]) -> tuple[list[Any], list
                 refuse = RefuseOperator(
                     task_id="registry", name=bad.name, problems=bad.problems, retries=0, trigger_rule="all_done",
                     doc_md="\n".join(f"- {problem}" for problem in bad.problems),
+                    on_failure_callback=TellFailure(bad.name, REGISTRY),
                 )  # fmt: skip
             firsts.append(refuse)
             ends.append(refuse)

@@ -7,12 +7,13 @@ triggerer's log.
 from __future__ import annotations
 
 import logging
+import os
 from datetime import timedelta
 from typing import Any
 
 log = logging.getLogger(__name__)
 # From a run's logical date, the start of its interval: the interval, the promise, and a minute of lateness.
-LIMIT = timedelta(minutes=15 + 15 + 1)
+LIMIT = timedelta(minutes=int(os.environ.get("COLDCHAIN_DEADLINE_MINUTES") or 15 + 15 + 1))
 
 
 async def say_missed(context: dict[str, Any]) -> None:

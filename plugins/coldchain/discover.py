@@ -11,16 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from coldchain.clickhouse import HttpClickHouse
+from coldchain.core import engine
+from coldchain.core.engine import Ttl
 from coldchain.core.errors import ColdchainError, Permanent, UnsupportedType
 from coldchain.core.sql import Query, quote_table
 from coldchain.core.typemap import canonical_column
+from coldchain.core.windows import duration_text
 from coldchain.settings import Settings
+from coldchain.source import column_ttl_texts
 
 _TIME = re.compile(r"DateTime(64\([0-6](, ?'[^']*')?\)|\('[^']*'\))?")
 _TEXT = re.compile(r"(LowCardinality\()?String\)?|Enum(8|16)\(.*\)", re.DOTALL)
 _WHOLE = re.compile(r"(Nullable\()?U?Int(8|16|32|64)\)?")
-_TTL = re.compile(r"TTL\s+[^,]*?(?:\+\s*INTERVAL\s+(\d+)\s+(\w+)|\+\s*toInterval(\w+)\((\d+)\))", re.IGNORECASE)
-_DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 90, "year": 365}
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -32,8 +34,8 @@ class Described:
     engine: str
     sorting_key: str
     partition_key: str
-    statement: str
     columns: tuple[tuple[str, str], ...]
+    ttls: tuple[Ttl, ...] = ()
 
 
 def describe(client: HttpClickHouse, source: str) -> Described:
@@ -44,7 +46,7 @@ def describe(client: HttpClickHouse, source: str) -> Described:
     where = "database = {database:String} AND {name} = {table:String}"
     found = client(
         Query(
-            "SELECT engine, sorting_key, partition_key, create_table_query FROM system.tables WHERE "
+            "SELECT engine, sorting_key, partition_key, engine_full FROM system.tables WHERE "
             + where.replace("{name}", "name"),
             {**names},
         )
@@ -61,8 +63,9 @@ def describe(client: HttpClickHouse, source: str) -> Described:
             {**names},
         )
     )
-    (engine, sorting_key, partition_key, statement) = found[0]
-    return Described(source, engine, sorting_key, partition_key, statement, tuple((n, t) for n, t in columns))
+    (kind, sorting_key, partition_key, engine_full) = found[0]
+    ttls = (*engine.table_ttls(engine_full), *engine.column_ttls(column_ttl_texts(client, source)))
+    return Described(source, kind, sorting_key, partition_key, tuple((n, t) for n, t in columns), ttls)
 
 
 def entry(table: Described) -> str:
@@ -85,10 +88,10 @@ def entry(table: Described) -> str:
         f"    target: cold.{table.source.partition('.')[2]}",
         f"    event_time: {time}",
     ]
-    lines += _read(table)
+    lines += _read(table, time)
     lines += _sequence(table.columns, key)
     lines.append(f"    key: [{', '.join(key or [time])}]{'' if key else '  # decide: the columns that identify a row'}")
-    lines += _retention(table.statement)
+    lines += _retention(table.ttls, time)
     texts = [name for name in _NAME.findall(table.partition_key) if name in kinds and _TEXT.fullmatch(kinds[name])]
     unit = "month" if re.search(r"toYYYYMM\(|toStartOfMonth", table.partition_key) else "day"
     lines.append(f"    partitioning: [{', '.join([*texts, f'{unit}({time})'])}]")
@@ -115,16 +118,18 @@ def _layer(table: Described) -> str:
     return named or "bronze              # decide: bronze, silver or gold"
 
 
-def _read(table: Described) -> list[str]:
+def _read(table: Described, time: str) -> list[str]:
     if "Replacing" in table.engine:
-        return ["    read: final"]
+        loose = engine.loose_columns(time, table.sorting_key, table.partition_key)
+        why = f"{', '.join(loose)} is not in the sorting key, so FINAL can show a row twice: read: select over the key"
+        return [f"    read: final            # decide: {why}" if loose else "    read: final"]
     if table.engine.endswith("View"):
         said = "decide: database.table.column that says how far the view reaches"
         return ["    read: raw", f"    # extent: {table.source}.  # {said}"]
-    if any(kind in table.engine for kind in ("Aggregating", "Summing", "Collapsing", "Graphite")):
+    if engine.merges_rows(table.engine):
         said = f"decide: {table.engine} merges rows, write a SELECT that finishes them, deterministic"
         return [f"    read: select           # {said}", "    select: name.sql       # in include/sql/select"]
-    return ["    read: raw              # decide: final, if rows are ever replaced"]
+    return ["    read: raw"]
 
 
 def _sequence(columns: Iterable[tuple[str, str]], key: Sequence[str]) -> list[str]:
@@ -133,26 +138,29 @@ def _sequence(columns: Iterable[tuple[str, str]], key: Sequence[str]) -> list[st
     return [f"    sequence: {best[0]}"] if best else ["    # sequence:             # decide: a column of whole numbers"]
 
 
-def _retention(statement: str) -> list[str]:
-    match = _TTL.search(statement)
-    if match is None:
+def _retention(ttls: Sequence[Ttl], time: str) -> list[str]:
+    if not ttls:
         return ["    retention: null        # no TTL was found: the source keeps its rows for ever"]
-    number, unit = (match[1], match[2]) if match[1] else (match[4], match[3])
-    days = _DAYS.get(unit.lower().rstrip("s"))
-    if days is None:
-        return [f"    # retention:           # decide: the TTL is {number} {unit}"]
-    return [f"    retention: {int(number) * days}d"]
+    certain = [(ttl.after_us, ttl) for ttl in ttls if ttl.after_us is not None and ttl.column == time]
+    if len(certain) < len(ttls):
+        said = "; ".join(f"{ttl.goes} by TTL {ttl.text}" for ttl in ttls)
+        return [f"    # retention:           # decide: how long after {time} a row is there and whole: {said}"]
+    after_us, _ = min(certain, key=lambda each: each[0])
+    line = f"    retention: {duration_text(after_us)}"
+    said = ", ".join(f"{ttl.goes} after {duration_text(us)}" for us, ttl in certain)
+    return [line if [ttl.goes for ttl in ttls] == ["rows"] else f"{line}          # decide: the source takes {said}"]
 
 
 def _types(columns: Iterable[tuple[str, str]]) -> list[str]:
     chosen, refused = [], []
     for name, kind in columns:
-        if "UInt64" in kind:
-            chosen.append(f"{name}: long")
         try:
             canonical_column(name, kind)
         except UnsupportedType as error:
             refused.append(f"    # decide: {error}")
+            continue
+        if "UInt64" in kind:
+            chosen.append(f"{name}: long")
     lines = (
         [f"    types: {{{', '.join(chosen)}}}  # decide: leave out what can exceed 9223372036854775807"]
         if chosen
@@ -163,8 +171,10 @@ def _types(columns: Iterable[tuple[str, str]]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the entry of one table."""
-    if len(arguments) != 1:
-        print("usage: python -m coldchain.discover database.table", file=sys.stderr)
+    if len(arguments) != 1 or not arguments[0]:
+        print(
+            "usage: python -m coldchain.discover database.table (make discover TABLE=database.table)", file=sys.stderr
+        )
         return 64
     try:
         found = Settings.from_environment()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan, Or
 
 from coldchain.core.errors import Permanent
+
+
+def that_publish(events: Iterable[Any]) -> list[Any]:
+    """Leave out the Asset events that name no snapshot: a person or another task made them, and nothing is to be read.
+
+    A commit that is cleared emits its event again: the same windows at the same snapshot.
+    """
+    return [event for event in events if "snapshot_id" in (event.extra or {})]
 
 
 def read_windows(target: str, event_time: str, extra: Mapping[str, Any], columns: Sequence[str] = ("*",)) -> pa.Table:
@@ -21,11 +29,13 @@ def read_windows(target: str, event_time: str, extra: Mapping[str, Any], columns
         columns: which columns to read.
 
     Raises:
-        Permanent: the snapshot has expired, or holds another number of rows than the event says.
+        Permanent: the event names no snapshot, or one that has expired or holds another number of rows than it says.
     """
     from coldchain import connections
     from coldchain.lake import Lake
 
+    if "snapshot_id" not in extra:
+        raise Permanent(f"the Asset event of {target} names no snapshot_id: read only what that_publish leaves in")
     table = Lake(connections.settings().catalog_properties).require(target)
     snapshot_id = int(extra["snapshot_id"])
     if table.metadata.snapshot_by_id(snapshot_id) is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from coldchain.core.errors import UNEXPECTED, BadRequest, ColdchainError, Permanent
+from coldchain.store.ledger import OFFLOAD
 
 if TYPE_CHECKING:
     from coldchain.protocol import Turn
@@ -72,17 +73,22 @@ def releasing(context: Any, turn: Turn, token: str) -> Iterator[None]:
         raise
 
 
-class RecordFailure:
-    """An on_failure_callback: the error goes into the ledger.
+class TellFailure:
+    """An on_failure_callback: people are told. The ledger's record of failures is the offload's alone.
 
     Airflow also calls it in the DAG processor for a task whose worker died: the context is then minimal.
+
+    Args:
+        table: or the name of an entry of the registry.
+        work: what fails (coldchain.store.ledger).
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, work: str) -> None:
         self.table = table
+        self.work = work
 
     def __call__(self, context: Any) -> None:
-        """Record; never raises, for a failing callback would hide the task's own error."""
+        """Tell; never raises, for a failing callback would hide the task's own error."""
         from coldchain import notify
         from coldchain.connections import ledger, senders
 
@@ -92,8 +98,21 @@ class RecordFailure:
         try:
             book, run_key = ledger(), run_key_of(context)
             kind = getattr(context.get("exception"), "coldchain_kind", UNEXPECTED)
-            task = getattr(context.get("task_instance"), "task_id", "?")
-            note_failure(book, self.table, run_key, task, sentence, kind)
-            notify.failing(book, self.table, kind, sentence, run_key, senders)
+            self._record(book, context, run_key, sentence, kind)
+            notify.failing(book, self.table, kind, sentence, run_key, senders, self.work)
         except Exception as error:
             log.warning("the failure of %s could not be recorded or told: %s", self.table, error)
+
+    def _record(self, book: Ledger, context: Any, run_key: str, sentence: str, kind: str) -> None:
+        """Write nothing down."""
+
+
+class RecordFailure(TellFailure):
+    """An on_failure_callback of the offload's tasks: the error goes into the ledger, and people are told."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table, OFFLOAD)
+
+    def _record(self, book: Ledger, context: Any, run_key: str, sentence: str, kind: str) -> None:
+        task = getattr(context.get("task_instance"), "task_id", "?")
+        note_failure(book, self.table, run_key, task, sentence, kind)

@@ -10,27 +10,41 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError as UnreadableAnswer
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
+    BadRequestError,
     CommitFailedException,
+    ForbiddenError,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    RESTError,
+    TableAlreadyExistsError,
+    UnauthorizedError,
     ValidationError,
     ValidationException,
 )
-from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestContent, ManifestFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name
 from pyiceberg.table import StaticTable, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Operation, ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
-from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
+from pyiceberg.table.update.snapshot import (
+    ExpireSnapshots,
+    ManageSnapshots,
+    _MergeAppendFiles,
+    _OverwriteFiles,
+    _SnapshotProducer,
+)
 from pyiceberg.transforms import DayTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -50,10 +64,11 @@ from coldchain.core.errors import (
     Superseded,
     Unavailable,
 )
+from coldchain.core.production import of_location
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, column_of
 from coldchain.core.windows import MAX_US, MIN_US, Window, window_of_partition
-from coldchain.settings import CATALOG_NAME
+from coldchain.settings import CATALOG_NAME, refuse_in_production
 from coldchain.store.ledger import Base
 
 MAIN = "main"
@@ -64,8 +79,11 @@ _PROPERTIES = {
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
     "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "20",  # of 100, the default, each of a run's steps would read all
 }
 _PUBLISH_TRIES = 5
+# What a REST server refuses before it looks at the commit.
+_NOT_DONE = (AuthorizationExpiredError, BadRequestError, ForbiddenError, UnauthorizedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +118,23 @@ def branch_name(token: str) -> str:
     return f"coldchain-{token}"
 
 
+def _catalog_failed(target: str, error: Exception) -> Unavailable:
+    said = (str(error).splitlines() or [type(error).__name__])[0][:500]
+    if isinstance(error, UnreadableAnswer):  # its own words quote the answer, which may hold a token
+        said = "its answer is not what Iceberg's REST specification says"
+    server = "PostgreSQL" if isinstance(error, SQLAlchemyError) else "REST server"
+    return Unavailable(
+        f"the Iceberg catalog failed for {target}: {said}; "
+        f"check that its {server} is up and that connection coldchain_iceberg is right"
+    )
+
+
 @contextlib.contextmanager
 def _reading(target: str) -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
-        raise Unavailable(
-            f"the Iceberg catalog failed for {target}: {str(error).splitlines()[0]}; "
-            "check that its PostgreSQL is up and that connection coldchain_iceberg is right"
-        ) from None
+    except (SQLAlchemyError, RESTError, UnreadableAnswer) as error:
+        raise _catalog_failed(target, error) from None
     except OSError as error:
         raise Unavailable(
             f"the warehouse failed for {target}: {error}; check that it is mounted, writable and has space"
@@ -120,15 +146,23 @@ def _committing(target: str) -> Iterator[None]:
     """Let clear refusals pass; call everything else unknown."""
     try:
         yield
-    except (CommitFailedException, ValidationException, ValueError, ColdchainError):
+    except UnreadableAnswer:  # a ValueError, but the server has answered: it may have committed
+        raise _unknown(target, "an answer that can't be read") from None
+    except (CommitFailedException, TableAlreadyExistsError, ValidationException, ValueError, ColdchainError):
         raise
+    except _NOT_DONE as error:
+        raise _catalog_failed(target, error) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # writing the metadata file failed: the catalog was not reached yet
-        raise CommitUnknown(
-            f"the catalog's answer to a commit on {target} was lost ({type(error).__name__}): "
-            "main is looked at before anything else is tried"
-        ) from error
+        raise _unknown(target, type(error).__name__) from error
+
+
+def _unknown(target: str, said: str) -> CommitUnknown:
+    return CommitUnknown(
+        f"the catalog's answer to a commit on {target} was lost ({said}): "
+        "main is looked at before anything else is tried"
+    )
 
 
 @contextlib.contextmanager
@@ -136,7 +170,7 @@ def _refused(target: str) -> Iterator[None]:
     """Say what a clear refusal means where nothing is visible yet: somebody else was faster, and it is tried again."""
     try:
         yield
-    except (CommitFailedException, ValidationException, ValueError) as error:
+    except (CommitFailedException, TableAlreadyExistsError, ValidationException, ValueError) as error:
         raise BaseMoved(
             f"{target}: somebody changed it at the same moment ({error}): the task is tried again"
         ) from error
@@ -161,6 +195,18 @@ class _Transaction(Transaction):
         return self._seen[2]  # type: ignore[return-value]
 
 
+class _Overwrite(_OverwriteFiles, _MergeAppendFiles):  # type: ignore[misc]
+    """pyiceberg's, which (0.12) merges manifests on append alone, and keeps even those of which every file is gone.
+
+    A table with late rows in every run never appends: two manifests more with each commit, all of them read by each.
+    """
+
+    _validate_concurrency = _SnapshotProducer._validate_concurrency  # an append's looks at nothing
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        return [each for each in super()._existing_manifests() if each.has_added_files() or each.has_existing_files()]
+
+
 def _transaction(table: Table) -> Transaction:
     return _Transaction(table)
 
@@ -176,13 +222,22 @@ def _expire(table: Table, snapshot_ids: Sequence[int]) -> None:
 class Lake:
     """Tables of one catalog. Methods raise Unavailable where catalog or warehouse do not answer."""
 
-    def __init__(self, properties: Mapping[str, str]) -> None:
-        self._properties = dict(properties)
+    def __init__(self, properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        self._given = properties
+
+    @cached_property
+    def _properties(self) -> dict[str, Any]:
+        """Pyiceberg's properties; asked for when first used, where they are looked up."""
+        return dict(self._given() if callable(self._given) else self._given)
 
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog; made when first used, for a task that finds nothing to do never needs it."""
         with _reading("the catalog"):
+            if self._properties["type"] == "rest":
+                from coldchain.rest import Catalog as RestCatalog  # slow to import
+
+                return RestCatalog(CATALOG_NAME, **self._properties)
             try:
                 return load_catalog(CATALOG_NAME, **self._properties)
             except (IntegrityError, ProgrammingError):  # two first users made its tables at the same moment
@@ -197,7 +252,7 @@ class Lake:
         """Load a table, or None where the catalog has none of that name."""
         with _reading(target):
             try:
-                return self.catalog.load_table(target)
+                table = self.catalog.load_table(target)
             except NoSuchTableError:
                 return None
             except (FileNotFoundError, ValidationError) as error:
@@ -206,6 +261,9 @@ class Lake:
                     f"table {target} is broken: its metadata file is {what} ({str(error).splitlines()[0]}); restore it "
                     "from backup, or register an older metadata file, before the next run"
                 ) from error
+        # A REST server alone decides where a table lies.
+        refuse_in_production(of_location(f"{target} at {table.location()}", table.location()))
+        return table
 
     def require(self, target: str) -> Table:
         """Load a table that must exist."""
@@ -409,6 +467,12 @@ def rows_of(table: Table) -> int:
     return int((snapshot and snapshot.summary and snapshot.summary["total-records"]) or 0)
 
 
+def is_published(table: Table, snapshot_id: int) -> bool:
+    """Tell whether a snapshot is `main`'s, or one that `main` came from and that has not expired."""
+    head = table.metadata.snapshot_by_id(head_of(table))
+    return any(each.snapshot_id == snapshot_id for each in ancestors_of(head, table.metadata))
+
+
 def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
     """Return a snapshot's live data files by normalised path.
 
@@ -480,6 +544,13 @@ def list_files(table: Table, folder: str) -> list[Listed]:
     ]
 
 
+def absent_files(table: Table, live: Mapping[str, DataFile]) -> set[str]:
+    """Return the paths of live files that do not exist; asks one by one only for what a listing does not show."""
+    listed = {file.path for file in list_files(table, "data")}
+    with _reading(".".join(table.name())):
+        return {path for path in live.keys() - listed if not table.io.new_input(live[path].file_path).exists()}
+
+
 def reachable(table: Table) -> set[str]:
     """Return every path that any snapshot, ref or recorded metadata file of the table needs, as `normalised` spells it.
 
@@ -549,10 +620,14 @@ def stage(
         _manage(table).create_branch(snapshot_id=base, branch_name=branch).commit()
         failpoint.hit("stage.after_branch")
         with _transaction(table) as transaction:
-            update = transaction.update_snapshot(
-                snapshot_properties={key: _text(value) for key, value in properties.items()}, branch=branch
+            snapshot = (_Overwrite if old else _MergeAppendFiles)(
+                operation=Operation.OVERWRITE if old else Operation.APPEND,
+                transaction=transaction,
+                io=table.io,
+                branch=branch,
+                snapshot_properties={key: _text(value) for key, value in properties.items()},
             )
-            with update.overwrite() if old else update.merge_append() as snapshot:
+            with snapshot:
                 for file in old:
                     snapshot.delete_data_file(file)
                 for file in new:

@@ -107,11 +107,10 @@ def batches_of(turn: Turn) -> list[Batch]:
 
 def limits_of(spec: TableSpec, now_us: int) -> Limits:
     """Turn a table's settings into what a batch may be, at this moment of the ledger's clock."""
-    sealed_us = None if spec.retention_us is None else now_us - spec.retention_us + spec.seal_margin_us
     return Limits(
         partition_unit=spec.partition_unit,
         closed_before_us=now_us - spec.late_horizon_us - spec.lateness_us,
-        sealed_before_us=sealed_us,
+        sealed_before_us=spec.sealed_before_us(now_us),
         max_rows=spec.max_window_rows,
     )
 

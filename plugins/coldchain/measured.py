@@ -1,6 +1,7 @@
 """What was measured: `python -m coldchain.measured [table|markdown|json]`, per table and for the whole last run.
 
-Rows, files, bytes and times are read from what `main` holds now, durations from the ledger's record of attempts.
+Rows, files, bytes and times are read from what `main` holds now, durations from the ledger's record of attempts; the
+proof is made anew: what is published is compared with the source, as `status` does.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from coldchain.core.errors import ColdchainError
+from coldchain.core.job import Stage
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import format_us
-from coldchain.lake import Lake, head_of, live_files
+from coldchain.lake import head_of, live_files
 from coldchain.registry import configured_registry
+from coldchain.report import Services, status_of
 from coldchain.settings import Settings
 from coldchain.store.ledger import Attempt
-from coldchain.store.postgres import PostgresLedger
 
+log = logging.getLogger(__name__)
 FORMATS = ("table", "markdown", "json")
 STEPS = ("offload_s", "validate_s", "commit_s", "run_s")
 SYMBOLS = ("canonical_symbol", "symbol")
@@ -34,7 +37,10 @@ SYMBOLS = ("canonical_symbol", "symbol")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One table: what Iceberg holds, and how its last publishing run went; seconds, bytes, ISO instants."""
+    """One table: what Iceberg holds, and how its last publishing run went; seconds, bytes, ISO instants.
+
+    `run_rows` and `run_bytes` are what that run staged and published.
+    """
 
     table: str
     rows: int
@@ -51,12 +57,17 @@ class Measured:
     run_s: float | None
     windows: int
     checks: str
+    proof: str
     run: str
+    run_rows: int
+    run_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """All tables that the last run published. Efficiency is the sum of single durations by (wall x tables)."""
+    """All tables that the last run published, and what it published. Efficiency is the sum of single durations by
+    (wall x tables).
+    """
 
     run: str
     tables: int
@@ -100,22 +111,30 @@ def whole_of(runs: dict[str, list[Attempt]], measured: Sequence[Measured]) -> Wh
     return Whole(
         run=newest,
         tables=len(mine),
-        rows=sum(m.rows for m in mine),
-        bytes=sum(m.bytes for m in mine),
+        rows=sum(m.run_rows for m in mine),
+        bytes=sum(m.run_bytes for m in mine),
         wall_s=round(wall_s, 2),
         efficiency=round(busy_s / (wall_s * len(mine)), 2) if wall_s else 1.0,
     )
 
 
-def measure(ledger: PostgresLedger, lake: Lake, spec: TableSpec) -> tuple[Measured, list[Attempt]]:
+def staged_of(events: Sequence[Attempt]) -> tuple[int, int]:
+    """Return the rows and bytes of the stage that a run published, from its events, oldest first."""
+    staged = [Stage.from_json(event.detail) for event in events if event.event == "staged"][-1:]
+    segments = [segment for stage in staged for segment in stage.segments]
+    return sum(segment.fingerprint.rows for segment in segments), sum(segment.bytes for segment in segments)
+
+
+def measure(services: Services, spec: TableSpec) -> tuple[Measured, list[Attempt]]:
     """Measure one table; returns it with the events of the run that published last."""
-    ledger.register(spec)
-    run, events = ledger.last_published(spec.name)
-    table = lake.load(spec.target)
+    services.ledger.register(spec)
+    run, events = services.ledger.last_published(spec.name)
+    run_rows, run_bytes = staged_of(events)
+    table = services.lake.load(spec.target)
     files = [] if table is None else list(live_files(table, head_of(table)).values())
     rows, size = sum(f.record_count for f in files), sum(f.file_size_in_bytes for f in files)
     steps = steps_of(events)
-    watermark_us = ledger.state(spec.name).watermark_us
+    watermark_us = services.ledger.state(spec.name).watermark_us
     return Measured(
         table=spec.name,
         rows=rows,
@@ -126,11 +145,22 @@ def measure(ledger: PostgresLedger, lake: Lake, spec: TableSpec) -> tuple[Measur
         bytes=size,
         bytes_per_row=round(size / rows, 1) if rows else None,
         watermark="" if watermark_us is None else format_us(watermark_us),
-        windows=sum(1 for s in ledger.segments(spec.name) if s.state == "published"),
+        windows=sum(1 for s in services.ledger.segments(spec.name) if s.state == "published"),
         checks=checks_of(events),
+        proof=_proof(services, spec),
         run=run,
+        run_rows=run_rows,
+        run_bytes=run_bytes,
         **{name: round(steps[name], 2) if name in steps else None for name in STEPS},
     ), events  # fmt: skip
+
+
+def _proof(services: Services, spec: TableSpec) -> str:
+    """Compare a table with its source; one that can't be compared does not take the others out of the report."""
+    try:
+        return status_of(services, spec).proof
+    except ColdchainError as error:
+        return f"not compared: {type(error).__name__}"
 
 
 def _symbols(table: Table) -> int | None:
@@ -138,8 +168,12 @@ def _symbols(table: Table) -> int | None:
     if column is None:
         return None
     found: set[Any] = set()
-    for batch in table.scan(selected_fields=(column,)).to_arrow_batch_reader():
-        found.update(batch.column(0).unique().to_pylist())
+    try:
+        for batch in table.scan(selected_fields=(column,)).to_arrow_batch_reader():
+            found.update(batch.column(0).unique().to_pylist())
+    except OSError as error:  # a file is gone or unreadable: the audit names it, and what else is measured stands
+        log.warning("%s: its symbols can't be counted: %s", ".".join(table.name()), error)
+        return None
     return len(found)
 
 
@@ -157,10 +191,11 @@ def show(measured: Sequence[Measured], whole: Whole | None, how: str) -> str:
     """Write the report as a table for a terminal, as Markdown, or as JSON."""
     if how == "json":
         return json.dumps({"tables": [asdict(m) for m in measured], "run": whole and asdict(whole)}, indent=1)
-    names = [field.name for field in fields(Measured) if field.name != "run"]
+    names = [field.name for field in fields(Measured) if not field.name.startswith("run") or field.name in STEPS]
     rows = [[_cell(getattr(m, name)) for name in names] for m in measured]
     said = "nothing was published yet" if whole is None else (
-        f"{whole.run}: {whole.tables} tables, {whole.rows:,} rows, {whole.bytes:,} bytes, {whole.wall_s:.1f} s, "
+        f"{whole.run}: {whole.tables} tables, {whole.rows:,} rows and {whole.bytes:,} bytes published in "
+        f"{whole.wall_s:.1f} s, "
         f"parallel efficiency {whole.efficiency:.2f}"
     )  # fmt: skip
     if how == "markdown":
@@ -172,10 +207,10 @@ def show(measured: Sequence[Measured], whole: Whole | None, how: str) -> str:
         return "\n".join(["# Report", "", *lines, "", said])
     grid = Grid(header_style="bold")
     for name in names:
-        grid.add_column(name, justify="left" if name in ("table", "checks") else "right")
+        grid.add_column(name, justify="left" if name in ("table", "checks", "proof") else "right")
     for row in rows:
         grid.add_row(*row)
-    console = Console(width=220, highlight=False)
+    console = Console(width=240, highlight=False)
     with console.capture() as captured:
         console.print(grid)
         console.print(said)
@@ -196,9 +231,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: python -m coldchain.measured [{'|'.join(FORMATS)}]", file=sys.stderr)
         return 64
     try:
-        settings = Settings.from_environment()
-        ledger, lake = PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties)
-        found = [measure(ledger, lake, spec) for spec in configured_registry().tables if spec.enabled]
+        services = Services.open(Settings.from_environment())
+        found = [measure(services, spec) for spec in configured_registry().tables if spec.enabled]
     except ColdchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code

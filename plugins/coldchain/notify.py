@@ -1,5 +1,8 @@
 """Tell people: one message when a table begins to fail with a kind of error, one when it works again.
 
+What fails is its offload, its audit (`verify`), its maintenance (`compact`, `tidy`) or its entry of the registry. Each
+ends with its own success; that of an entry, or of a registry that can't be read, with an offload.
+
 Off until one of these Airflow connections exists; each that exists gets every message.
 
 | connection                 | holds                                                                           |
@@ -26,8 +29,9 @@ from typing import Any
 
 from coldchain.core.errors import ColdchainError, Permanent
 from coldchain.core.production import of_message
+from coldchain.registry import UNREADABLE
 from coldchain.settings import refuse_in_production
-from coldchain.store.ledger import Ledger
+from coldchain.store.ledger import OFFLOAD, REGISTRY, Ledger
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 10
@@ -43,11 +47,13 @@ class Message:
     said: str
     run: str
     link: str = ""
+    work: str = OFFLOAD
 
     @property
     def subject(self) -> str:
         """One line."""
-        return f"Coldchain: {self.table} is {self.state}" + (f" ({self.kind})" if self.state == "failing" else "")
+        what = self.table if self.work == OFFLOAD else f"{self.work} of {self.table}"
+        return f"Coldchain: {what} is {self.state}" + (f" ({self.kind})" if self.state == "failing" else "")
 
     @property
     def text(self) -> str:
@@ -55,20 +61,25 @@ class Message:
         return "\n".join(filter(None, (self.subject, self.said, f"Run: {self.run}", self.link)))
 
 
-def failing(book: Ledger, table: str, kind: str, said: str, run_key: str, senders: Callable[[], list[Any]]) -> None:
+def failing(
+    book: Ledger, table: str, kind: str, said: str, run_key: str, senders: Callable[[], list[Any]], work: str = OFFLOAD
+) -> None:
     """Open an incident unless it is open, and tell people once; what could not be sent goes with the next failure."""
-    incident = book.open_incident(table, kind, said, run_key)
-    if incident is not None and _send(Message("failing", table, kind, said, run_key, _link(run_key)), senders):
+    incident = book.open_incident(table, kind, said, run_key, work)
+    message = Message("failing", table, kind, said, run_key, _link(run_key), work)
+    if incident is not None and _send(message, senders):
         book.note_told(incident)
 
 
-def working(book: Ledger, table: str, run_key: str, senders: Callable[[], list[Any]]) -> None:
+def working(book: Ledger, table: str, run_key: str, senders: Callable[[], list[Any]], work: str = OFFLOAD) -> None:
     """Close what is open, and tell those who were told of it. Never raises: the table's work is done."""
+    # A table that is offloaded has an entry that can be used, in a file that can be read.
+    over = [(table, work)] if work != OFFLOAD else [(table, work), (table, REGISTRY), (UNREADABLE, REGISTRY)]
     try:
-        kinds = book.close_incidents(table)
+        kinds = book.close_incidents(over)
         if kinds:
             said = f"what failed has passed: {', '.join(kinds)}"
-            _send(Message("working again", table, "", said, run_key, _link(run_key)), senders)
+            _send(Message("working again", table, "", said, run_key, _link(run_key), work), senders)
     except ColdchainError as error:
         log.warning("nobody could be told that %s works again: %s", table, error)
 

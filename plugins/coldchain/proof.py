@@ -7,21 +7,23 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
 from coldchain.clickhouse import render
 from coldchain.core import checks, fingerprint
-from coldchain.core.checks import Result, Summary
+from coldchain.core.checks import Counter, Result, Summary
 from coldchain.core.errors import Permanent, ProofFailed
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total
 from coldchain.core.job import Stage, StagedSegment
-from coldchain.core.sql import Query, comma
+from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
-from coldchain.core.windows import duration_us, format_us
+from coldchain.core.windows import Window, duration_us, format_us, window_of_partition
 from coldchain.lake import columns_of, live_files, normalised, owner_of, reach_of
 from coldchain.protocol import Turn
 from coldchain.source import Client, check_hash_vector
@@ -29,8 +31,29 @@ from coldchain.source import Client, check_hash_vector
 log = logging.getLogger(__name__)
 
 S3 = "s3://"
+# The queries over a thousand columns are longer than what ClickHouse reads by default.
+ENGINE = {"max_query_size": 16 << 20, "max_ast_elements": 1_000_000, "max_expanded_ast_elements": 10_000_000}
+CODEC = "ZSTD"
 # path -> bucket start -> fingerprint
 Found = dict[str, dict[int, Fingerprint]]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Which event times and values of the partition columns a file holds: readers prune by what its manifest says.
+
+    `broken` counts the rows that break each of the checks that it was read for.
+    """
+
+    first_us: int
+    last_us: int
+    values: frozenset[tuple[str, ...]]
+    broken: tuple[int, ...] = ()
+
+    def __add__(self, other: Extent) -> Extent:
+        first_us, last_us = min(self.first_us, other.first_us), max(self.last_us, other.last_us)
+        broken = tuple(one + more for one, more in zip(self.broken, other.broken, strict=True))
+        return Extent(first_us, last_us, self.values | other.values, broken)
 
 
 def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summary]:
@@ -49,29 +72,43 @@ def prove(turn: Turn, stage: Stage, client: Client | None = None) -> list[Summar
             f"table={turn.spec.name}: the stage was made with columns of version {stage.version}, the table has "
             f"{fingerprint.version(columns)}: clear the table's offload task"
         )
-    prove_content(turn, stage, table, columns)
-    results = check_quality(turn.spec, columns, stage.segments, client, time.time_ns() // 1000, turn.lake.storage)
+    counters = checks.row_counters(turn.spec)
+    extents = prove_content(turn, stage, table, columns, counters)
+    results = [
+        *checks.row_bounds(turn.spec, ((segment.window, segment.buckets) for segment in stage.segments)),
+        *_broken_rows(turn.spec, counters, stage.segments, extents),
+        *check_windows(turn.spec, columns, stage.segments, client, time.time_ns() // 1000, turn.lake.storage),
+    ]
     return _judge(turn, stage, results)
 
 
-def prove_content(turn: Turn, stage: Stage, table: Table, columns: Sequence[Column]) -> None:
-    """Prove that a staged snapshot holds what its plan says and nothing else: which files, and what is in them.
+def prove_content(
+    turn: Turn, stage: Stage, table: Table, columns: Sequence[Column], counters: Sequence[Counter] = ()
+) -> dict[str, Extent]:
+    """Prove that a staged snapshot holds what its plan says and nothing else: which files, what is in them, and where.
 
     Args:
         turn: the table and run.
         stage: what was staged.
         table: the Iceberg table as it is now.
         columns: those that the stage's fingerprints were made with.
+        counters: checks to count in the same reading.
+
+    Returns:
+        What was read besides, by path; a file without rows is left out.
     """
     _prove_files(turn, stage, table)
     paths = [path for segment in stage.segments for path in segment.paths]
     check_hash_vector(query_chdb, "chdb")
-    found = read_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage)
+    found, extents = scan_files(turn.spec, columns, paths, _grid_us(stage.segments), turn.lake.storage, counters)
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
+    _prove_places(turn, stage, table, extents)
+    _prove_codec(turn, paths)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal what was read", turn.spec.name,
              len(stage.segments), len(paths), f"{rows:,}")  # fmt: skip
+    return extents
 
 
 def _judge(turn: Turn, stage: Stage, results: Sequence[Result]) -> list[Summary]:
@@ -110,10 +147,7 @@ def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
     staged = {normalised(path) for segment in stage.segments for path in segment.paths}
     replaced_ids = {segment_id for segment in stage.segments for segment_id in segment.replaces}
     replaced = {
-        normalised(path)
-        for segment in turn.ledger.segments(name)
-        if segment.segment_id in replaced_ids
-        for path in segment.paths
+        normalised(path) for segment in turn.ledger.segments_by_id(name, replaced_ids) for path in segment.paths
     }
     live = live_files(table, stage.snapshot_id)
     want = (live_files(table, stage.base_snapshot_id).keys() - replaced) | staged
@@ -162,26 +196,87 @@ def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
     )
 
 
+def _prove_places(turn: Turn, stage: Stage, table: Table, extents: Mapping[str, Extent]) -> None:
+    """Prove that readers who skip files by what manifests say of them skip no row that they want."""
+    live = live_files(table, stage.snapshot_id)
+    for segment in stage.segments:
+        for path in map(normalised, segment.paths):
+            if path in extents and (odd := _misplaced(turn.spec, table, live[path], extents[path])):
+                raise ProofFailed(
+                    f"table={turn.spec.name} window={segment.window}: {path} {odd}: readers would not find them; "
+                    "nothing was published: clear the table's offload task"
+                )
+
+
+def _misplaced(spec: TableSpec, table: Table, file: DataFile, extent: Extent) -> str:
+    """Say what a manifest has wrong about a file; nothing where all is right."""
+    *texts, number = (file.partition[at] for at in range(len(spec.partition_columns) + 1))
+    if extent.values != {tuple(texts)}:
+        return f"lies in partition {texts}, and holds rows of {sorted(map(list, extent.values))}"
+    times, unit = Window(extent.first_us, extent.last_us + 1), spec.partition_unit
+    if (partition := window_of_partition(unit, number)) is None or not partition.covers(times):
+        return f"lies in the {unit} numbered {number} since 1970, and holds rows of {times}"
+    if (reach := reach_of(table, file, spec.event_time)) is None or not reach.covers(times):
+        return f"has the bounds {reach}, and holds rows of {times}"
+    return ""
+
+
+def _prove_codec(turn: Turn, paths: Sequence[str]) -> None:
+    """Prove by their footers that files are compressed as the table's properties say."""
+    name = turn.spec.name
+    for relation in _relations(paths, "ParquetMetadata"):
+        query = Query(f"SELECT _path, arrayDistinct(columns.compression) FROM {relation}", {})
+        for path, codecs in query_chdb(query, name, turn.lake.storage):
+            if set(codecs) != {CODEC}:
+                raise ProofFailed(
+                    f"table={name}: {path} is compressed by {', '.join(codecs)}, not by {CODEC}; nothing was "
+                    "published: clear the table's offload task"
+                )
+
+
 def read_files(
     spec: TableSpec, columns: Sequence[Column], paths: Sequence[str], grid_us: int, storage: Mapping[str, str]
 ) -> Found:
     """Fingerprint Parquet files by path and bucket with chdb; ProofFailed where text is not valid UTF-8."""
+    return scan_files(spec, columns, paths, grid_us, storage)[0]
+
+
+def scan_files(
+    spec: TableSpec,
+    columns: Sequence[Column],
+    paths: Sequence[str],
+    grid_us: int,
+    storage: Mapping[str, str],
+    counters: Sequence[Counter] = (),
+) -> tuple[Found, dict[str, Extent]]:
+    """Do the same, and say by path which times and partitions the rows are of; a file without rows is left out."""
     found: Found = defaultdict(dict)
+    extents: dict[str, Extent] = {}
+    counted = [Query(counter.expression, counter.parameters) for counter in counters]
     for relation in relation_of(columns, paths):
-        query = fingerprint.file_buckets(spec, columns, relation, grid_us)
-        for path, start, rows, hash_, unhashed, invalid in query_chdb(query, spec.name, storage):
+        query = fingerprint.file_buckets(spec, columns, relation, grid_us, counted)
+        for name, start, rows, hash_, unhashed, invalid, *more in query_chdb(query, spec.name, storage):
             if int(unhashed) or int(invalid):
                 raise ProofFailed(
                     f"table={spec.name} bucket={format_us(int(start))}: {invalid} rows hold text that is not valid "
                     f"UTF-8 and {unhashed} have no hash; Iceberg's readers would break on them: clean the source, "
                     "or hold the column as binary (types in the registry)"
                 )
-            found[_spelt(path, relation)][int(start)] = Fingerprint(int(rows), int(hash_))
-    return found
+            path = _spelt(name, relation)
+            found[path][int(start)] = Fingerprint(int(rows), int(hash_))
+            first, last, values, broken = more
+            extent = Extent(int(first), int(last), frozenset(map(tuple, values)), tuple(map(int, broken)))
+            extents[path] = extents[path] + extent if path in extents else extent
+    return found, extents
 
 
 def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
-    """Name the files to ClickHouse, a relation per folder: its patterns don't cross a slash."""
+    """Name the files to ClickHouse, with explicit types, a relation per folder: its patterns don't cross a slash."""
+    declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
+    return _relations(paths, f"Parquet, '{declared}'")
+
+
+def _relations(paths: Sequence[str], form: str) -> list[str]:
     folders: dict[str, list[str]] = defaultdict(list)
     for path in map(normalised, paths):
         if not path.startswith(("/", S3)) or set(path) & set("{}*?[]'\\,"):
@@ -191,18 +286,16 @@ def relation_of(columns: Sequence[Column], paths: Sequence[str]) -> list[str]:
             )
         folder, _, name = path.rpartition("/")
         folders[folder].append(name)
-    declared = fingerprint.structure(columns).replace("\\", "\\\\").replace("'", "\\'")
     patterns = (f"{f}/{names[0] if len(names) == 1 else '{' + ','.join(names) + '}'}" for f, names in folders.items())
     relations = []
     for pattern in patterns:
         if pattern.startswith(S3):
             key = pattern.removeprefix(S3)
             relations.append(
-                f"s3(concat({{s3_endpoint:String}}, '/{key}'), {{s3_key:String}}, {{s3_secret:String}}, Parquet, "
-                f"'{declared}')"
+                f"s3(concat({{s3_endpoint:String}}, '/{key}'), {{s3_key:String}}, {{s3_secret:String}}, {form})"
             )
         else:
-            relations.append(f"file('{pattern}', Parquet, '{declared}')")
+            relations.append(f"file('{pattern}', {form})")
     return relations
 
 
@@ -217,7 +310,24 @@ def storage_parameters(storage: Mapping[str, str]) -> dict[str, str]:
     return {name: storage[property_].rstrip("/") for name, property_ in names.items() if property_ in storage}
 
 
-def check_quality(
+def _broken_rows(
+    spec: TableSpec,
+    counters: Sequence[Counter],
+    segments: Sequence[StagedSegment],
+    extents: Mapping[str, Extent],
+) -> list[Result]:
+    """Add up what the checks counted in each window's files."""
+    results = []
+    for segment in segments:
+        counts = [extents[path].broken for path in map(normalised, segment.paths) if path in extents]
+        for at, counter in enumerate(counters):
+            broken = sum(count[at] for count in counts)
+            blocks = checks.is_blocking(spec, counter.kind)
+            results.append(Result(counter.kind, counter.name, segment.window, broken, blocks))
+    return results
+
+
+def check_windows(
     spec: TableSpec,
     columns: Sequence[Column],
     segments: Sequence[StagedSegment],
@@ -225,7 +335,7 @@ def check_quality(
     now_us: int,
     storage: Mapping[str, str],
 ) -> list[Result]:
-    """Run the registry's checks over every staged window, and return what they found.
+    """Run the checks that look at a staged window as a whole, and return what they found.
 
     Args:
         spec: the table.
@@ -235,9 +345,8 @@ def check_quality(
         now_us: windows that are older than `balance` reaches are left out.
         storage: pyiceberg's properties of the object store that the files are on.
     """
-    results = list(checks.row_bounds(spec, ((segment.window, segment.fingerprint.rows) for segment in segments)))
+    results: list[Result] = []
     for segment in segments:
-        results += _count_rows(spec, columns, segment, storage)
         results += _count_falls(spec, columns, segment, storage)
         wanted = spec.checks.get("balance")
         if wanted and client is not None and segment.window.start_us >= now_us - duration_us(wanted["within"]):
@@ -245,23 +354,6 @@ def check_quality(
             staged = _staged_sum(spec, columns, segment, storage)
             results.append(checks.balance_result(spec, segment.window, staged, upstream))
     return results
-
-
-def _count_rows(
-    spec: TableSpec, columns: Sequence[Column], segment: StagedSegment, storage: Mapping[str, str]
-) -> list[Result]:
-    counters = checks.row_counters(spec)
-    broken = [0] * len(counters)
-    for path in segment.paths if counters else ():
-        (relation,) = relation_of(columns, [path])
-        values = {name: value for counter in counters for name, value in counter.parameters.items()}
-        counts = comma(counter.expression for counter in counters)
-        (found,) = query_chdb(Query(f"SELECT {counts} FROM {relation}", values), spec.name, storage)
-        broken = [before + int(count) for before, count in zip(broken, found, strict=True)]
-    return [
-        Result(counter.kind, counter.name, segment.window, count, checks.is_blocking(spec, counter.kind))
-        for counter, count in zip(counters, broken, strict=True)
-    ]
 
 
 def _count_falls(
@@ -296,7 +388,8 @@ def query_chdb(query: Query, table: str = "", storage: Mapping[str, str] | None 
     parameters = {name: render(value) for name, value in query.parameters.items()} | storage_parameters(storage or {})
     settings = "output_format_json_quote_64bit_integers=0, input_format_parquet_use_native_reader_v3=1"
     try:
-        body = chdb.query(f"{query.text} SETTINGS {settings}", "JSONCompact", params=parameters).bytes()
+        text = f"{query.text} SETTINGS {settings}"
+        body = chdb.query(text, "JSONCompact", params=parameters, options=ENGINE).bytes()
     except Exception as error:
         raise ProofFailed(
             f"table={table}: its files can't be read back: {str(error).splitlines()[0][:500]}; nothing was published: "

@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from coldchain import failpoint
-from coldchain.core import fingerprint, plan, request
+from coldchain.core import fingerprint, job, plan, request
 from coldchain.core.adoption import adopting, before_adoption
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
     Fenced,
     ForeignFiles,
+    LastCopy,
     Permanent,
     SourceShrank,
     StageGone,
@@ -43,11 +45,23 @@ from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, ceil_us, floor_us, format_us, merge, subtract
-from coldchain.lake import Lake, base_of, drift_of, head_of, live_files, owner_of, publish as move_main, reach_of
+from coldchain.lake import (
+    Lake,
+    base_of,
+    drift_of,
+    head_of,
+    is_published,
+    live_files,
+    owner_of,
+    publish as move_main,
+    reach_of,
+)
 from coldchain.source import Extent, Source
 from coldchain.store.ledger import Attempt, Base, Comparison, Foreign, Ledger
 
 log = logging.getLogger(__name__)
+
+_NAMED = 20  # ids of segments in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ def take(turn: Turn) -> str:
     Raises:
         LeaseHeld: another run has it.
         ForeignFiles: `main` holds files that no segment owns, and it can't be told which windows they touch.
-        Permanent: the table has vanished, and the source can't give all of it again.
+        LastCopy: `main`, or the table, has lost what the source can't give again.
     """
     turn.ledger.register(turn.spec)
     failpoint.hit("take.before_claim")
@@ -92,12 +106,12 @@ def take(turn: Turn) -> str:
     return token
 
 
-def _heal(turn: Turn, token: str) -> None:
+def _heal(turn: Turn, token: str, given_up: Collection[int] = ()) -> None:
     """Decide what is still `publishing` by `main`'s head, then make the segments what `main` holds."""
     name, ledger = turn.spec.name, turn.ledger
     table = turn.lake.load(turn.spec.target)
     if table is None:
-        _refuse_loss(turn)
+        _refuse_half(turn)
     for left in ledger.publishing(name):
         if table is not None and head_of(table) == left.snapshot_id:
             ledger.finalise(name, token, left.snapshot_id, base_of(table))
@@ -105,43 +119,92 @@ def _heal(turn: Turn, token: str) -> None:
         else:
             ledger.take_back(name, token, left.snapshot_id)
             log.warning("%s: snapshot %d was never published; taken back", name, left.snapshot_id)
-    base = ledger.state(name).base
-    if table is None:
-        _reconcile(turn, token, None)
-    elif base != base_of(table):
-        _reconcile(turn, token, table)
+    if table is None or ledger.state(name).base != base_of(table):
+        reconcile(turn, token, table, given_up)
 
 
-def _refuse_loss(turn: Turn) -> None:
-    """Leave a table that vanished to a person where the source can't give all of its rows again.
+def _refuse_half(turn: Turn) -> None:
+    """Leave the name free that a table has given away, and its adoption not taken yet."""
+    before = turn.lake.load(before_adoption(turn.spec.target))
+    if before is not None and turn.lake.load(adopting(turn.spec, str(before.metadata.table_uuid)).target) is not None:
+        raise Permanent(
+            f"table={turn.spec.name}: {turn.spec.target} was renamed and its adoption died before the new table had "
+            "its name: run DAG coldchain_adopt again, which goes on; nothing moves until then"
+        )
 
-    Made anew it would lie in the same folder, where maintenance takes the old one's files for orphans.
+
+def give_up(turn: Turn, token: str, segment_ids: Collection[int]) -> None:
+    """Let the ledger take `main` as it is, and forget these of its segments for good, as a person has decided.
+
+    Raises:
+        LastCopy: others would be forgotten with them.
     """
-    spec = turn.spec
-    before = turn.lake.load(before_adoption(spec.target))
-    if before is not None and turn.lake.load(adopting(spec, str(before.metadata.table_uuid)).target) is not None:
-        raise Permanent(
-            f"table={spec.name}: {spec.target} was renamed and its adoption died before the new table had the name: "
-            "run DAG coldchain_adopt again, which goes on; nothing moves until then"
+    _heal(turn, token, segment_ids)
+
+
+def irreplaceable(turn: Turn, table: Table | None, found: Difference | None = None) -> list[Segment]:
+    """Return the segments whose rows `main` has lost, and the source can't give again.
+
+    Of a table that vanished these are all that hold rows, where the source keeps any for a time only: made anew it
+    would lie in the same folder, where maintenance takes the old one's files for orphans.
+    """
+    found = found or _differ(turn, table)
+    held = [segment for segment in found.lost if segment.paths and not _is_again(segment, found.restored)]
+    if not held or turn.spec.retention_us is None:
+        return []
+    sealed_us = MAX_US if table is None else sealed_before_us(turn)
+    return [segment for segment in held if sealed_us is not None and segment.window.start_us < sealed_us]
+
+
+def sealed_before_us(turn: Turn) -> int | None:
+    """Return before which start segments are sealed by the ledger's clock, as no source is at hand to be asked."""
+    return turn.spec.sealed_before_us(turn.ledger.verifications(turn.spec.name)[1])
+
+
+def _is_again(segment: Segment, restored: Sequence[Segment]) -> bool:
+    """Tell whether what `main` holds instead of a segment is no less: newer, or the same put together otherwise."""
+    inside = [other for other in restored if other.window.overlaps(segment.window)]
+    if subtract([segment.window], (other.window for other in inside)):
+        return False
+    is_newer = all(other.segment_id > segment.segment_id for other in inside)
+    is_equal = fingerprint.total(other.fingerprint for other in inside) == segment.fingerprint
+    return is_newer or (is_equal and all(other.version == segment.version for other in inside))
+
+
+def refuse_loss(spec: TableSpec, base: Base | None, table: Table | None, lost: Sequence[Segment]) -> None:
+    """Leave to a person what can't be had again; LastCopy names it, and what to do."""
+    if not lost or spec.retention_us is None:
+        return
+    keeps = f"the source keeps rows for {spec.retention_us / DAY_US:g} days only"
+    if table is None:
+        raise LastCopy(
+            f"table={spec.name}: {spec.target} is not in the catalog any more, though {len(lost)} segments of it are "
+            f"published and {keeps}: bring it back, or let it be made anew (DAG coldchain_recover: register or "
+            "recreate); nothing moves until then"
         )
-    if spec.retention_us is not None and (held := [s for s in turn.ledger.segments(spec.name) if s.paths]):
-        raise Permanent(
-            f"table={spec.name}: {spec.target} is not in the catalog any more, though {len(held)} segments of it are "
-            f"published and the source keeps rows for {spec.retention_us / DAY_US:g} days only: bring it back, or let "
-            "it be made anew (DAG coldchain_recover: register or recreate); nothing moves until then"
-        )
+    ids = ", ".join(str(segment.segment_id) for segment in lost[:_NAMED])
+    more = f" and {len(lost) - _NAMED} more, which its dry run names" if lost[_NAMED:] else ""
+    head = "an older snapshot" if base is None else f"snapshot {base.main_snapshot_id}"
+    raise LastCopy(
+        f"table={spec.name} window={lost[0].window}: main of {spec.target} has lost {len(lost)} published segments, "
+        f"and {keeps}: bring them back (Spark's CALL system.set_current_snapshot to {head} where main was rolled back, "
+        "DAG coldchain_recover: register where the table was made anew or the catalog restored), or give them up "
+        f"(coldchain_recover: accept, segments {ids}{more}); nothing moves until then"
+    )
 
 
-def give_up(turn: Turn, token: str) -> None:
-    """Let the ledger forget what a table held that is gone for good, as a person has decided."""
-    _reconcile(turn, token, None)
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How the segments differ from `main`: no longer there, there again, and files that none of them owns."""
+
+    lost: list[Segment]
+    restored: list[Segment]
+    unowned: dict[str, DataFile]
 
 
-def _reconcile(turn: Turn, token: str, table: Table | None) -> None:
-    """Make the segments agree with `main`, which is the truth about Iceberg: others may have moved it."""
+def _differ(turn: Turn, table: Table | None) -> Difference:
     name = turn.spec.name
     files = {} if table is None else live_files(table, head_of(table))
-    base = None if table is None else base_of(table)
     live = set(files)
     segments = turn.ledger.segments(name)
     lost = [s for s in segments if not live.issuperset(s.paths)]
@@ -154,13 +217,28 @@ def _reconcile(turn: Turn, token: str, table: Table | None) -> None:
             restored.append(old)
             lost += rivals
             unowned.difference_update(old.paths)
-    foreign = _foreign(turn.spec, table, {path: files[path] for path in sorted(unowned)}) if table is not None else ()
-    if not lost and not restored and turn.ledger.state(name).base == base:
+    return Difference(lost, restored, {path: files[path] for path in sorted(unowned)})
+
+
+def reconcile(turn: Turn, token: str, table: Table | None, given_up: Collection[int] = ()) -> None:
+    """Make the segments agree with `main`, which is the truth about Iceberg: others may have moved it.
+
+    Raises:
+        ForeignFiles, LastCopy: as `take`; `given_up` are ids of segments that may be forgotten for good.
+    """
+    name = turn.spec.name
+    base, known = None if table is None else base_of(table), turn.ledger.state(name).base
+    found = _differ(turn, table)
+    if not found.lost and not found.restored and known == base:
         return
-    turn.ledger.reconcile(name, token, [s.segment_id for s in lost], [s.segment_id for s in restored], base, foreign)
-    if lost or restored:
+    foreign = _foreign(turn.spec, table, found.unowned) if table is not None else ()
+    lost = [s for s in irreplaceable(turn, table, found) if s.segment_id not in given_up]
+    refuse_loss(turn.spec, known, table, lost)
+    gone, back = [s.segment_id for s in found.lost], [s.segment_id for s in found.restored]
+    turn.ledger.reconcile(name, token, gone, back, base, foreign)
+    if gone or back:
         log.warning("%s: main had been moved by others: %d segments lost, %d back; their windows are planned again",
-                    name, len(lost), len(restored))  # fmt: skip
+                    name, len(gone), len(back))  # fmt: skip
 
 
 def _foreign(spec: TableSpec, table: Table, files: dict[str, DataFile]) -> tuple[Foreign, ...]:
@@ -212,7 +290,7 @@ def rules_for(
         max_windows=spec.max_windows,
         max_window_rows=spec.max_window_rows,
         max_plan_rows=spec.max_plan_rows,
-        sealed_before_us=None if forgotten is None else forgotten + spec.seal_margin_us,
+        sealed_before_us=spec.sealed_before_us(now_us),
         forgotten_before_us=forgotten,
         promised_from_us=MAX_US if origin_us is None else origin_us,
         allow_shrink=allow_shrink,
@@ -332,11 +410,13 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
         log.warning("%s: the watermark row said %s and was repaired from the segments", spec.name, said)
     source.preflight()
     columns = source.columns()
+    noted: dict[str, list[str]] = {}  # how the source's columns differ, for the ledger
     if (table := turn.lake.load(spec.target)) is not None:
         found_drift = drift_of(spec, columns, table)
         columns = found_drift.columns
         for said in found_drift.said:
             log.warning("%s: %s", spec.name, said)
+        noted = found_drift.noted
     extent = source.extent()
     state = ledger.state(spec.name)
     capped_us, slowest = upstream_us(turn, asked)
@@ -344,7 +424,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     if capped_us is not None and capped_us < request.end_us(asked, extent.now_us, spec.grid_us, spec.lateness_us):
         waits = f"; it waits for {slowest}, which {_reached(capped_us)}"
         if capped_us == MIN_US:
-            ledger.note(spec.name, token, turn.run_key, "idle")
+            ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
             return Reading(token, None, Plan(), state.watermark_us, f"{spec.name}: nothing to move{waits}")
     origin_us = min((us for us in (state.origin_us, extent.origin_us) if us is not None), default=None)
     wanted, until_us = request.windows_to_compare(
@@ -384,13 +464,14 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
             grid_us=grid_us,
             empty=found.empty,
             expired=found.expired,
+            newest_us=extent.newest_us,
         ),
     )
     failpoint.hit("read.after_record")
     if is_idle and complaint:
         raise (SourceShrank if found.shrunk else ForeignFiles)(complaint)
     if is_idle:
-        ledger.note(spec.name, token, turn.run_key, "idle")
+        ledger.note(spec.name, token, turn.run_key, "idle", {**noted})
         ledger.mark(spec.name, "success")
         return Reading(token, None, found, watermark_us, f"{spec.name}: nothing to move, {_until(watermark_us)}{waits}")
     ledger.mark(spec.name, "running")
@@ -491,17 +572,18 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
         StageGone: there is something to do but no such stage.
         Fenced: a later attempt has the table.
     """
-    stage, seen, why = None, set(), ""
+    stage, proven, why = None, set(), ""
     for attempt in _newest_try(turn):
         if attempt.event in ("committed", "idle"):
             return None
-        seen.add(attempt.event)
+        if attempt.event == "validated":
+            proven.add(attempt.detail.get("snapshot_id"))  # drivers of one token may stage beside each other
         why = why or (attempt.detail.get("error", "") if attempt.event == "failed" else "")
         if attempt.event == "staged":
             stage = Stage.from_json(attempt.detail)
         if attempt.event in ("staged", "started"):
             break
-    if stage is None or event not in seen:
+    if stage is None or (event == "validated" and str(stage.snapshot_id) not in proven):
         if is_done(turn, work):
             return None
         raise StageGone(
@@ -516,6 +598,19 @@ def latest_stage(turn: Turn, work: Work, event: str) -> Stage | None:
             return None
         raise
     return stage
+
+
+def published_stage(turn: Turn) -> Stage | None:
+    """Return what this run staged last, where `main` holds it, or did and moved on; None where others published.
+
+    A snapshot that has expired since is none either: nobody can read at it any more.
+    """
+    staged = (each for each in turn.ledger.attempts(turn.spec.name, turn.run_key) if each.event == "staged")
+    newest = next(staged, None)
+    if newest is None or newest.detail.get("version") != job.VERSION:
+        return None
+    stage = Stage.from_json(newest.detail)
+    return stage if is_published(turn.lake.require(turn.spec.target), stage.snapshot_id) else None
 
 
 def _newest_try(turn: Turn) -> list[Attempt]:
@@ -557,7 +652,8 @@ def republish(turn: Turn, stage: Stage) -> None:
 
     What may replace published segments without asking the source is what equals them: that is looked at here again.
     """
-    held = {segment.segment_id: segment for segment in turn.ledger.segments(turn.spec.name)}
+    replaced_ids = {segment_id for segment in stage.segments for segment_id in segment.replaces}
+    held = {segment.segment_id: segment for segment in turn.ledger.segments_by_id(turn.spec.name, replaced_ids)}
     for segment in stage.segments:
         replaced = [held[number] for number in segment.replaces if number in held]
         if fingerprint.total(each.fingerprint for each in replaced) != segment.fingerprint or any(
@@ -617,6 +713,8 @@ def _move(turn: Turn, stage: Stage) -> int | None:
         raise
     except CommitUnknown as error:  # main alone says whether the commit landed
         log.warning("%s: %s", name, error)
+        with suppress(ColdchainError):  # it is only counted, and the ledger may be away too
+            turn.ledger.note(name, stage.token, turn.run_key, "unknown", {"error": str(error)})
         head = head_of(turn.lake.require(target))
         if head == stage.snapshot_id:
             return _finish(turn, stage)
@@ -628,11 +726,16 @@ def _move(turn: Turn, stage: Stage) -> int | None:
 
 
 def _finish(turn: Turn, stage: Stage) -> int | None:
-    """Record what `main` shows to be published; harmless where a ledger's lost answer hid that it was recorded."""
-    table = turn.lake.require(turn.spec.target)
-    if any(left.snapshot_id == stage.snapshot_id for left in turn.ledger.publishing(turn.spec.name)):
-        return turn.ledger.finalise(turn.spec.name, stage.token, stage.snapshot_id, base_of(table))
-    return turn.ledger.state(turn.spec.name).watermark_us
+    """Record what `main` shows to be published; harmless where a ledger's lost answer hid that it was recorded.
+
+    Another try of this commit may have taken the rows back before `main` moved: then they are there again.
+    """
+    name, table = turn.spec.name, turn.lake.require(turn.spec.target)
+    if any(left.snapshot_id == stage.snapshot_id for left in turn.ledger.publishing(name)):
+        return turn.ledger.finalise(name, stage.token, stage.snapshot_id, base_of(table))
+    if all(segment.snapshot_id != stage.snapshot_id for segment in turn.ledger.segments(name)):
+        reconcile(turn, stage.token, table)
+    return turn.ledger.state(name).watermark_us
 
 
 def _record_end(turn: Turn, stage: Stage, work: Work) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ from coldchain.core.plan import Segment, comparison_grid_us
 from coldchain.core.windows import DAY_US, Window, floor_us, format_us
 from coldchain.lake import Lake, base_of, branch_name, columns_of, head_of, live_files, owner_of
 from coldchain.proof import read_files
-from coldchain.protocol import Turn, give_up
+from coldchain.protocol import Turn, give_up, irreplaceable, reconcile, refuse_loss
 from coldchain.registry import configured_registry
 from coldchain.settings import Settings
 from coldchain.store.ledger import Comparison
@@ -55,8 +55,10 @@ def carry_out(turn: Turn, order: Order) -> str:
     turn.ledger.register(turn.spec)
     if order.is_dry:
         return f"dry run: {_actions(turn, order)}"
-    if order.action == "rebuild" and _missing(turn)[1]:
-        turn.ledger.renew_epoch()  # before the lease: attempts that a restored ledger forgot must not come back
+    if order.action == "rebuild":
+        turn.ledger.renew_epoch(
+            turn.run_key
+        )  # before the lease: tokens that a restored ledger forgot must not come back
     token = turn.ledger.acquire(turn.spec.name, turn.run_key)
     try:
         return _actions(turn, order, token)
@@ -108,6 +110,9 @@ def _rebuild(turn: Turn, order: Order, token: str | None) -> str:
     if token is None:
         count = sum(map(len, replaced.values()))
         return f"{said}, would be taken from Iceberg into the ledger, replacing {count} segments"
+    taken = {segment_id for ids in replaced.values() for segment_id in ids}
+    lost = [segment for segment in irreplaceable(turn, table) if segment.segment_id not in taken]
+    refuse_loss(turn.spec, turn.ledger.state(name).base, table, lost)
     stage = _stage(turn, table, found, replaced, token)
     turn.ledger.record_version(name, token, stage.version, to_json(columns_of(table)), "rebuilt from Iceberg")
     start_us = floor_us(found[0].window.start_us, DAY_US)
@@ -115,9 +120,11 @@ def _rebuild(turn: Turn, order: Order, token: str | None) -> str:
     for left in turn.ledger.publishing(name):
         turn.ledger.take_back(name, token, left.snapshot_id)
     turn.ledger.begin_publish(name, token, stage)
-    watermark_us = turn.ledger.finalise(name, token, stage.snapshot_id, base_of(table))
+    turn.ledger.finalise(name, token, stage.snapshot_id, base_of(table))
+    reconcile(turn, token, table)  # segments of the dump that `main` has since lost
     turn.ledger.reset_comparison(name, token)
     turn.ledger.note(name, token, turn.run_key, "recovered", {"reason": order.reason, "said": said})
+    watermark_us = turn.ledger.state(name).watermark_us
     until = "none" if watermark_us is None else format_us(watermark_us)
     return f"{said}, taken from Iceberg into the ledger; watermark {until}, the next run asks the source for the gaps"
 
@@ -178,18 +185,32 @@ def _reset(turn: Turn, order: Order, token: str | None) -> str:
 def _accept(turn: Turn, order: Order, token: str | None) -> str:
     name = turn.spec.name
     expired = {s.segment_id: s for s in turn.ledger.segments(name) if s.state == "expired"}
-    if unknown := sorted(set(order.segments) - expired.keys()):
+    table = turn.lake.load(turn.spec.target)
+    lost = {} if table is None else {s.segment_id: s for s in irreplaceable(turn, table)}
+    if unknown := sorted(set(order.segments) - expired.keys() - lost.keys()):
         raise Permanent(
-            f"table={name}: {', '.join(map(str, unknown))} are no expired segments; expired are "
-            f"{', '.join(f'{i} {s.window}' for i, s in sorted(expired.items())) or 'none'}: nothing was changed"
+            f"table={name}: {', '.join(map(str, unknown))} are neither expired segments nor lost by main; expired are "
+            f"{_named(expired)}, lost {_named(lost)}: nothing was changed"
         )
-    windows = ", ".join(str(expired[segment_id].window) for segment_id in order.segments)
+    chosen = [segment_id for segment_id in order.segments if segment_id in lost]
+    if chosen and (rest := {i: s for i, s in lost.items() if i not in chosen}):
+        raise Permanent(
+            f"table={name}: main has lost {_named(rest)} too, and all or none of them are given up: nothing was changed"
+        )
+    windows = ", ".join(str((expired | lost)[segment_id].window) for segment_id in order.segments)
     if token is None:
-        return f"{name}: {windows} would be given up as lost, and the watermark would pass them"
+        return f"{name}: {windows} would be given up as lost, and the watermark would pass what has expired of them"
+    if chosen:
+        give_up(turn, token, chosen)
     watermark_us = turn.ledger.accept_expired(name, token, order.segments)
     turn.ledger.note(name, token, turn.run_key, "accepted", {"reason": order.reason, "segments": list(order.segments)})
     until = "none" if watermark_us is None else format_us(watermark_us)
-    return f"{name}: {windows} given up as lost; watermark {until}"
+    more = "; the next run moves what the source still holds of them, and the rest will have expired" if chosen else ""
+    return f"{name}: {windows} given up as lost; watermark {until}{more}"
+
+
+def _named(segments: Mapping[int, Segment]) -> str:
+    return ", ".join(f"{segment_id} {segments[segment_id].window}" for segment_id in sorted(segments)) or "none"
 
 
 def _register(turn: Turn, order: Order, token: str | None) -> str:
@@ -209,7 +230,9 @@ def _register(turn: Turn, order: Order, token: str | None) -> str:
                 f"{known.table_uuid}): rename it first; nothing was changed"
             )
         if table.metadata.last_sequence_number >= known.last_sequence_number:
-            return f"{name}: the catalog's {target} is as the ledger left it or newer, nothing to register"
+            return f"{name}: the catalog's {target} is as the ledger left it or newer, nothing to register" + (
+                "" if head_of(table) == base.main_snapshot_id else f"; main was at snapshot {base.main_snapshot_id}"
+            )
     said = f"{target} as {base.metadata_location}, snapshot {base.main_snapshot_id} on main"
     if token is None:
         return f"{name}: the catalog would know {said}"
@@ -219,14 +242,16 @@ def _register(turn: Turn, order: Order, token: str | None) -> str:
 
 
 def _recreate(turn: Turn, order: Order, token: str | None) -> str:
-    name, target = turn.spec.name, turn.spec.target
+    name, target, source = turn.spec.name, turn.spec.target, turn.spec.source
     if turn.lake.load(target) is not None:
         raise Permanent(f"table={name}: {target} is in the catalog: drop or rename it first; nothing was changed")
-    held = sum(1 for segment in turn.ledger.segments(name) if segment.paths)
+    held = [segment.segment_id for segment in turn.ledger.segments(name) if segment.paths]
     if token is None:
-        return f"{name}: {held} segments would be forgotten; the next run makes {target} anew of what the source holds"
-    give_up(turn, token)
-    said = f"{held} segments forgotten"
+        return (
+            f"{name}: {len(held)} segments would be forgotten; the next run makes {target} anew of what {source} holds"
+        )
+    give_up(turn, token, held)
+    said = f"{len(held)} segments forgotten"
     turn.ledger.note(name, token, turn.run_key, "recovered", {"reason": order.reason, "said": said})
     return f"{name}: {said}; the next run makes {target} anew of what the source holds"
 
@@ -251,8 +276,9 @@ def main(arguments: Sequence[str]) -> int:
             raise BadRequest(f"unknown table {', '.join(unknown)}: known are {', '.join(specs)}")
         settings = Settings.from_environment()
         ledger, lake = PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties)
+        run_key = f"recovery/{uuid.uuid4()}"
         for name in asked.table or specs:
-            print(carry_out(Turn(specs[name], f"recovery/{os.getpid()}", ledger, lake), order), flush=True)
+            print(carry_out(Turn(specs[name], run_key, ledger, lake), order), flush=True)
     except ColdchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -49,7 +49,11 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One table as `status` shows it; `differing` are segments whose fingerprint is not the source's."""
+    """One table as `status` shows it.
+
+    Of its published segments so many are `compared`, for the source still holds them; `differing` are those whose
+    fingerprint is not the source's.
+    """
 
     name: str
     watermark_us: int | None
@@ -57,8 +61,8 @@ class Status:
     segments: int
     source_rows: int
     iceberg_rows: int
+    compared: int
     differing: tuple[Window, ...]
-    sealed: int
     seconds: float | None
     state: str
 
@@ -67,11 +71,9 @@ class Status:
         """A word for a person."""
         if self.differing:
             return f"{len(self.differing)} windows differ"
-        return "equal" if self.segments else "nothing published"
-
-
-def sealed_before(spec: TableSpec, now_us: int) -> int | None:
-    return None if spec.retention_us is None else now_us - spec.retention_us + spec.seal_margin_us
+        if not self.compared:
+            return "nothing to compare" if self.segments else "nothing published"
+        return "equal"
 
 
 def source_of(services: Services, spec: TableSpec, segments: Sequence[Segment]) -> list[tuple[Segment, Fingerprint]]:
@@ -114,7 +116,7 @@ def status_of(services: Services, spec: TableSpec) -> Status:
     final = " FINAL" if spec.read == "final" else ""
     ((rows,),) = services.client(Query(f"SELECT count() FROM {quote_table(spec.source)}{final}", {}))
     segments = services.ledger.segments(spec.name)
-    sealed_us = sealed_before(spec, now_us)
+    sealed_us = spec.sealed_before_us(now_us)
     held = [s for s in segments if sealed_us is None or s.window.start_us >= sealed_us]
     differing = tuple(s.window for s, source in source_of(services, spec, held) if source != s.fingerprint)
     table = services.lake.load(spec.target)
@@ -127,15 +129,23 @@ def status_of(services: Services, spec: TableSpec) -> Status:
         segments=sum(s.state == "published" for s in segments),
         source_rows=int(rows),
         iceberg_rows=sum(file.record_count for file in files.values()),
+        compared=sum(s.state == "published" for s in held),
         differing=differing,
-        sealed=len(segments) - len(held),
         seconds=seconds,
         state=word,
     )
 
 
-def verify_table(services: Services, spec: TableSpec) -> list[str]:
-    """Read every published file of a table again and compare it by content; return a sentence per difference.
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was read of a table again, and a sentence per difference; without a row nothing was compared."""
+
+    rows: int
+    differences: list[str]
+
+
+def verify_table(services: Services, spec: TableSpec) -> Verified:
+    """Read every published file of a table again and compare it by content.
 
     A sealed segment, which the source has begun to forget, is compared with its own recorded fingerprint.
     """
@@ -143,14 +153,14 @@ def verify_table(services: Services, spec: TableSpec) -> list[str]:
     segments = services.ledger.segments(spec.name)
     table = services.lake.load(spec.target)
     if table is None:
-        return [f"{spec.name}: the Iceberg table does not exist"] if segments else []
+        return Verified(0, [f"{spec.name}: the Iceberg table does not exist"] if segments else [])
     live = live_files(table, head_of(table))
     owned = {path for segment in segments for path in segment.paths}
     said = [f"{spec.name}: main holds {path}, which no segment owns" for path in sorted(live.keys() - owned)]
     said += [f"{spec.name}: {path} is published but main does not hold it" for path in sorted(owned - live.keys())]
     found = read_published(services, spec, segments, live.keys())
     now_us = Source(services.client, spec).extent().now_us
-    sealed_us = sealed_before(spec, now_us)
+    sealed_us = spec.sealed_before_us(now_us)
     for segment, source in source_of(services, spec, segments):
         is_sealed = sealed_us is not None and segment.window.start_us < sealed_us
         held = total(part for path in segment.paths for part in found.get(path, {}).values())
@@ -158,7 +168,7 @@ def verify_table(services: Services, spec: TableSpec) -> list[str]:
         if held != wanted and not (held == EMPTY and wanted == EMPTY):
             reference = "what was proven was" if is_sealed else "the source holds"
             said.append(f"{spec.name} window={segment.window}: Iceberg holds {held}, {reference} {wanted}")
-    return said
+    return Verified(sum(part.rows for parts in found.values() for part in parts.values()), said)
 
 
 def _lag(seconds: float | None) -> str:
@@ -178,7 +188,7 @@ def show_status(rows: Sequence[Status], console: Console) -> None:
     for name in ("proof", "last run", "seconds"):
         grid.add_column(name)
     for row in rows:
-        colour = "red" if row.differing else "green" if row.segments else "yellow"
+        colour = "red" if row.differing else "green" if row.compared else "yellow"
         grid.add_row(
             row.name,
             "-" if row.watermark_us is None else format_us(row.watermark_us),
@@ -210,18 +220,26 @@ def main(arguments: Sequence[str]) -> int:
             rows = [status_of(services, spec) for spec in tables]
             show_status(rows, console)
             return 1 if registry.problems or any(row.differing for row in rows) else 0
-        said = []
-        for spec in tables:
-            console.print(f"verifying {spec.name} ...")
-            said += verify_table(services, spec)
+        return verify_tables(services, tables, console) or int(bool(registry.problems))
     except ColdchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+
+
+def verify_tables(services: Services, tables: Sequence[TableSpec], console: Console) -> int:
+    """Verify tables, print what differs, and return the exit code; without a row to compare nothing is proven."""
+    said: list[str] = []
+    for spec in tables:
+        console.print(f"verifying {spec.name} ...")
+        verified = verify_table(services, spec)
+        said += verified.differences
+        if not verified.rows and not verified.differences:
+            said.append(f"{spec.name}: no row is published, so nothing was compared")
     for sentence in said:
         console.print(f"[red]{sentence}[/]")
     if not said:
         console.print("[green]every published window equals the source[/]")
-    return 1 if said or registry.problems else 0
+    return int(bool(said))
 
 
 if __name__ == "__main__":

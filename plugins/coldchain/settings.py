@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+from coldchain import failpoint
 from coldchain.core.errors import Permanent
-from coldchain.core.production import PRODUCTION, PROFILES, refusals
+from coldchain.core.production import PRODUCTION, PROFILES, is_rest, refusals
 
 CATALOG_NAME = "coldchain"
 SETTINGS_FILE = "COLDCHAIN_SETTINGS_FILE"
@@ -23,6 +26,8 @@ _CA = "COLDCHAIN_CLICKHOUSE_CA"
 LOADS = ("max_queries", "max_threads", "priority")
 _STORAGE = "COLDCHAIN_STORAGE"
 STORAGE = ("s3.endpoint", "s3.region", "s3.access-key-id", "s3.secret-access-key")
+_REST = "COLDCHAIN_CATALOG_ACCESS"
+REST = ("credential", "token", "oauth2-server-uri", "scope", "ca_certs")
 
 
 def refuse_in_production(unfit: Iterable[str]) -> None:
@@ -37,8 +42,13 @@ def refuse_in_production(unfit: Iterable[str]) -> None:
     profile = os.environ.get("COLDCHAIN_PROFILE", "")
     if profile not in PROFILES:
         raise Permanent(f"COLDCHAIN_PROFILE={profile!r} is not allowed: leave it out, or write {PRODUCTION}")
-    if profile == PRODUCTION and (found := [*unfit]):
+    if profile == PRODUCTION and (found := [*unfit, *_failpoints()]):
         raise Permanent(f"COLDCHAIN_PROFILE={PRODUCTION} refuses to start: {'; '.join(found)}")
+
+
+def _failpoints() -> Iterator[str]:
+    if os.environ.get(failpoint.VARIABLE):
+        yield f"{failpoint.VARIABLE} is set, which makes processes fail for tests: leave it out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,10 @@ class Settings:
 
     `clickhouse_ca` is a file of the authorities that ClickHouse's certificate is verified by; the system's without one.
     PostgreSQL's stand in the URIs (`sslmode=verify-full&sslrootcert=...`).
+
+    `catalog_uri` is SQLAlchemy's of a PostgreSQL database, or begins with http:// or https://: a REST catalog, which
+    knows the warehouse by its own name for it or, with none, has but one. `catalog_access` then holds what it asks
+    for, some of REST: `credential` (OAuth2, `id:secret`) or `token`, and a file of authorities.
 
     `storage` holds pyiceberg's properties of an object store that the warehouse is on, all four of STORAGE.
 
@@ -65,23 +79,32 @@ class Settings:
     max_threads: int = 0
     priority: int = 0
     storage: dict[str, str] = field(default_factory=dict, repr=False)
+    catalog_access: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what the profile does not allow: tasks, drivers and commands all come by here.
 
         Raises:
             Permanent: COLDCHAIN_PROFILE is unknown, or `production` and something is not fit for it; a load below 0;
-                the storage of the warehouse is not as described.
+                the storage of the warehouse, or the access to the catalog, is not as described.
         """
         if self.storage and (odd := sorted(set(STORAGE) ^ self.storage.keys())):
             word = "is missing in" if odd[0] in STORAGE else "is not allowed in"
             raise Permanent(f"{odd[0]} {word} the storage of warehouse={self.warehouse}: write {', '.join(STORAGE)}")
+        _check_access(self.catalog_uri, self.catalog_access)
         for name in LOADS:
             if getattr(self, name) < 0:
                 raise Permanent(f"{name}={getattr(self, name)} must be 0, for no limit of ours, or more")
         uris = {"connection coldchain_postgres": self.ledger_uri, "connection coldchain_iceberg": self.catalog_uri}
         refuse_in_production(
-            refusals(self.clickhouse_url, self.clickhouse_password, uris, self.warehouse, self.storage)
+            refusals(
+                self.clickhouse_url,
+                self.clickhouse_password,
+                uris,
+                self.warehouse,
+                self.storage,
+                self.catalog_access,
+            )
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -95,6 +118,7 @@ class Settings:
             "COLDCHAIN_WAREHOUSE": self.warehouse,
             **({_CA: self.clickhouse_ca} if self.clickhouse_ca else {}),
             **({_STORAGE: json.dumps(self.storage)} if self.storage else {}),
+            **({_REST: json.dumps(self.catalog_access)} if self.catalog_access else {}),
             **{_variable(name): str(getattr(self, name)) for name in LOADS if getattr(self, name)},
         }
 
@@ -116,6 +140,7 @@ class Settings:
             environment.get(_CA, ""),
             **loads,
             storage=_texts(_STORAGE, environment.get(_STORAGE, "{}")),
+            catalog_access=_texts(_REST, environment.get(_REST, "{}")),
         )
 
     @property
@@ -124,10 +149,41 @@ class Settings:
         return {name: value for name in LOADS[1:] if (value := getattr(self, name))}
 
     @property
-    def catalog_properties(self) -> dict[str, str]:
+    def catalog_properties(self) -> dict[str, Any]:
         """Properties for pyiceberg's `load_catalog`."""
-        sql = {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
-        return {**sql, **self.storage}
+        if not is_rest(self.catalog_uri):
+            sql = {"type": "sql", "uri": self.catalog_uri, "warehouse": self.warehouse, "pool_pre_ping": "true"}
+            return {**sql, **self.storage}
+        access = dict(self.catalog_access)
+        authorities = access.pop("ca_certs", None)
+        if "credential" in access:
+            access.setdefault("oauth2-server-uri", f"{self.catalog_uri.rstrip('/')}/v1/oauth/tokens")
+        return {
+            "type": "rest",
+            "uri": self.catalog_uri,
+            **({"warehouse": self.warehouse} if self.warehouse else {}),
+            **({"ssl": {"cabundle": authorities}} if authorities else {}),
+            **access,
+            **self.storage,
+        }
+
+
+def _check_access(catalog_uri: str, access: Mapping[str, str]) -> None:
+    """Refuse what is not to be had of a catalog, without saying what was given."""
+    if not is_rest(catalog_uri):
+        odd, allowed = sorted(access), "nothing but a REST catalog's"
+    else:
+        odd, allowed = sorted(access.keys() - set(REST)), f"some of {', '.join(REST)}"
+        parts = urlsplit(catalog_uri)
+        if not parts.hostname or "@" in parts.netloc:
+            raise Permanent(
+                "the address of the REST catalog must hold a host, and no login: write those in connection "
+                "coldchain_iceberg"
+            )
+        if {"credential", "token"} <= access.keys():
+            raise Permanent("the REST catalog is to be asked with a credential and with a token: leave one of them out")
+    if odd:
+        raise Permanent(f"{odd[0]} is not allowed in the access to the catalog: write {allowed}")
 
 
 def whole(name: str, value: object) -> int:

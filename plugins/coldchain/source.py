@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coldchain.core import checks, drift, fingerprint
+from coldchain.core import checks, drift, engine, fingerprint
 from coldchain.core.errors import Permanent, SchemaDrift, SourceTruncates
 from coldchain.core.fingerprint import Fingerprint, total, within
 from coldchain.core.plan import Segment
-from coldchain.core.sql import Query, comma, in_windows, quote, quote_table
+from coldchain.core.sql import Query, ambiguous, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, canonical_column
 from coldchain.core.windows import DAY_US, Window, floor_us, merge
@@ -109,6 +109,16 @@ class Extent:
         return None if self.oldest_us is None else floor_us(self.oldest_us, DAY_US)
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What system.tables says of a table."""
+
+    engine: str
+    engine_full: str
+    sorting_key: str
+    partition_key: str
+
+
 class Source:
     """One ClickHouse table, read through any client that binds a Query's values on the server."""
 
@@ -117,7 +127,12 @@ class Source:
         self._spec = spec
 
     def preflight(self) -> None:
-        """Refuse with SourceTruncates a server on which a proof would be worth nothing."""
+        """Refuse what a proof would be worth nothing on.
+
+        Raises:
+            SourceTruncates: the server hides rows from the offload's user, or hashes in another way.
+            Permanent: the table's engine or TTL is not what the registry says of it.
+        """
         # The server hides `limit` and `offset` from a query that asks for them: look at what they do.
         if [int(number) for (number,) in self._client(Query("SELECT number FROM numbers(100)", {}))] != [*range(100)]:
             raise SourceTruncates(
@@ -145,33 +160,54 @@ class Source:
                 )
         for source in sorted({self._spec.source, self._spec.reach[0]}):
             self._refuse_policies(source)
-        if self._spec.read == "final":
-            self._refuse_loose_keys()
+        self._refuse_engine()
+        self._refuse_retention()
         check_hash_vector(self._client, f"ClickHouse of table {self._spec.name}")
 
-    def _refuse_loose_keys(self) -> None:
+    def _table(self, name: str) -> _Table | None:
+        """Ask what a table is; None where it does not exist, or the user may not see it."""
+        database, table = name.split(".")
+        found = self._client(
+            Query(
+                "SELECT engine, engine_full, sorting_key, partition_key FROM system.tables "
+                "WHERE database = {database:String} AND name = {table:String}",
+                {"database": database, "table": table},
+            )
+        )
+        return _Table(*found[0]) if found else None
+
+    def _refuse_engine(self) -> None:
+        table = self._table(self._spec.source)
+        if table is None:
+            return
+        if complaint := engine.raw_complaint(self._spec, table.engine):
+            raise Permanent(complaint)
+        if self._spec.read == "final" and table.engine.endswith("MergeTree"):
+            self._refuse_loose_keys(table)
+
+    def _refuse_loose_keys(self, table: _Table) -> None:
         """Refuse a table of which FINAL over a window can show a row that FINAL over all does not.
 
         That is so where a newer version of a row may lie in another window or partition: where the event time, or a
         column of the partition key, is no column of the sorting key.
         """
-        database, table = self._spec.source.split(".")
-        found = self._client(
-            Query(
-                "SELECT sorting_key, partition_key FROM system.tables WHERE database = {database:String} "
-                "AND name = {table:String} AND engine LIKE '%MergeTree'",
-                {"database": database, "table": table},
+        if loose := engine.loose_columns(self._spec.event_time, table.sorting_key, table.partition_key):
+            raise Permanent(
+                f"table={self._spec.name}: {', '.join(loose)} of {self._spec.source} is not in its sorting key "
+                f"({table.sorting_key}), so a corrected row may stand in two windows: read it by a SELECT over the key "
+                "(read: select), nothing was moved"
             )
-        )
-        for sorting_key, partition_key in found:
-            key = {column.strip(" `") for column in sorting_key.split(",")}
-            needed = {self._spec.event_time, *re.findall(r"\b[A-Za-z_]\w*\b(?!\s*\()", partition_key)}
-            if loose := sorted(needed - key):
-                raise Permanent(
-                    f"table={self._spec.name}: {', '.join(loose)} of {self._spec.source} is not in its sorting key "
-                    f"({sorting_key}), so a corrected row may stand in two windows: read it by a SELECT over the key "
-                    "(read: select), nothing was moved"
-                )
+
+    def _refuse_retention(self) -> None:
+        source, _ = self._spec.reach
+        table = self._table(source)
+        if table is None:
+            return
+        ttls = engine.table_ttls(table.engine_full)
+        if source == self._spec.source and self._spec.read != "select" and table.engine.endswith("MergeTree"):
+            ttls += engine.column_ttls(column_ttl_texts(self._client, source))
+        if complaint := engine.retention_complaint(self._spec, ttls):
+            raise Permanent(complaint)
 
     def _refuse_policies(self, source: str) -> None:
         database, table = source.split(".")
@@ -217,6 +253,7 @@ class Source:
         if missing := sorted(wanted - named):
             raise SchemaDrift(f"table={spec.name}: the registry names column {', '.join(missing)}, "
                               f"which {spec.source} does not have; it has {', '.join(sorted(named))}")  # fmt: skip
+        refuse_ambiguous(spec.name, [name for name, _ in rows])
         columns = tuple(canonical_column(name, kind, spec.types.get(name)) for name, kind in rows)
         event_time = next(column for column in columns if column.name == spec.event_time)
         if event_time.iceberg != "timestamptz" or event_time.nullable:
@@ -271,11 +308,16 @@ class Source:
         )
         return Extent(int(now_us), int(oldest_us) if rows else None, int(newest_us) if rows else None)
 
-    def buckets(self, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> dict[int, Fingerprint]:
-        """Fingerprint every non-empty bucket of the windows, as the source is now."""
+    def buckets(
+        self, columns: Sequence[Column], windows: Sequence[Window], grid_us: int, partition: Sequence[str] = ()
+    ) -> dict[int, Fingerprint]:
+        """Fingerprint every non-empty bucket of the windows, or of one Iceberg partition in them, as the source is now.
+
+        A window that is no multiple of the grid gives a part of a bucket at its edge: parts add up to the bucket.
+        """
         if not windows:
             return {}
-        rows = self._client(fingerprint.source_buckets(self._spec, columns, windows, grid_us))
+        rows = self._client(fingerprint.source_buckets(self._spec, columns, windows, grid_us, partition))
         if unhashed := sum(int(row[3]) for row in rows):
             raise Permanent(f"table={self._spec.name}: {unhashed} rows have no hash; the type map is at fault")
         return {int(start): Fingerprint(int(count), int(hash_)) for start, count, hash_, _ in rows}
@@ -323,6 +365,21 @@ class Source:
         for part, start, count in rows:
             counts[tuple(part)][int(start)] = int(count)
         return counts
+
+
+def refuse_ambiguous(table: str, names: Sequence[str]) -> None:
+    """Refuse names that differ only by case: Spark SQL, which can't tell them apart, could read none of the columns."""
+    if twice := ambiguous(names):
+        raise SchemaDrift(
+            f"table={table}: columns {' and '.join(twice)} differ only by case, and Spark SQL can't tell them apart: "
+            "rename one, or name a view as source that does; nothing was moved"
+        )
+
+
+def column_ttl_texts(client: Client, source: str) -> list[tuple[str, str]]:
+    """Return the TTL of every column of a table as the server prints it, empty where it has none."""
+    described = client(Query(f"DESCRIBE TABLE {quote_table(source)}", {}))
+    return [(name, ttl) for name, _type, _default, _expression, _comment, _codec, ttl, *_ in described]
 
 
 def check_hash_vector(client: Client, what: str) -> None:

@@ -16,8 +16,9 @@ from coldchain.protocol import Turn
 
 
 def turn_of(spec: TableSpec, context: Any) -> Turn:
-    """Build the turn of a run; nothing is opened yet."""
-    return Turn(spec, run_key_of(context), connections.ledger(), Lake(connections.settings().catalog_properties))
+    """Build the turn of a run; nothing is opened yet, and only the ledger's connection is looked up."""
+    lake = Lake(lambda: connections.settings().catalog_properties)
+    return Turn(spec, run_key_of(context), connections.ledger(), lake)
 
 
 def request_of(spec: TableSpec, context: Any, known_tables: Iterable[str]) -> Request:

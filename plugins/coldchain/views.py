@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def iceberg_reader(metadata_location: str) -> str:
     Raises:
         Permanent: it is on no local or mounted file system.
     """
-    path = metadata_location.removeprefix("file://")
+    path = re.sub(r"^file:/+", "/", metadata_location)  # a REST server may write one slash or three
     folder, found, file = path.rpartition("/metadata/")
     if not path.startswith("/") or not found:
         raise Permanent(f"metadata file {path} is in no local or mounted warehouse: a view can't read it")

@@ -219,9 +219,9 @@ class _Adoption:
             field_ids={} if table is None else iceberg.field_ids(table),
             token=token,
             data_folder="" if table is None else f"{table.location()}/data",
-            io_properties={} if table is None else dict(table.io.properties),
             settings=self.settings,
             query_settings=known_settings(HttpClickHouse.of(self.settings)),
+            grid_us=self.ground.built.grid_us,
         )
         return KeepJob(stream, self.match, self.appended, self.version, self.ground.built.grid_us)
 

@@ -28,7 +28,7 @@ from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.lake import Lake
 from coldchain.maintenance import batches_of, leased
-from coldchain.proof import prove_content, relation_of, storage_parameters
+from coldchain.proof import ENGINE, prove_content, relation_of, storage_parameters
 from coldchain.protocol import Turn, republish
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
@@ -205,9 +205,9 @@ class _Compaction:
             field_ids=iceberg.field_ids(table),
             token=self.token,
             data_folder=f"{table.location()}/data",
-            io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings=STREAM_SETTINGS,
+            grid_us=self.spec.grid_us,
         )
 
 
@@ -251,7 +251,8 @@ def _rewrite(job: StreamJob, part: Rewrite, path: Path) -> None:
     )
     values = {name: render(value) for name, value in within.parameters.items()}
     with ONE_ENGINE:
-        chdb.query(text, params=values | storage_parameters(job.settings.storage))  # type: ignore[no-untyped-call]
+        parameters = values | storage_parameters(job.settings.storage)
+        chdb.query(text, params=parameters, options=ENGINE)  # type: ignore[no-untyped-call]
 
 
 def chunks_of(path: Path) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ Sources: Thrift compact protocol (thrift-compact-protocol.md), parquet.thrift: F
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 MAGIC = b"PAR1"
@@ -20,6 +20,9 @@ TAIL_BYTES = 8  # length of the footer, magic
 _STOP, _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(13)
 _REPETITION, _NAME, _CHILDREN, _CONVERTED, _FIELD_ID, _LOGICAL = 3, 4, 5, 6, 9, 10
 _REPEATED = 2
+# By Iceberg's type: what the footer calls a field that ClickHouse calls something else. Of text and bytes it calls both
+# text; a UUID is written as bytes of no kind, and is number 14 of parquet.thrift's LogicalType, an empty struct.
+MARKS: Mapping[str, bytes] = {"binary": b"", "uuid": bytes([14 << 4 | _STRUCT, _STOP, _STOP])}
 
 
 class FooterError(ValueError):
@@ -136,7 +139,7 @@ def _zigzag(value: int) -> bytes:
     return _varint(value << 1 if value >= 0 else (-value << 1) - 1)
 
 
-def _stamp_schema(reader: _Reader, size: int, ids: Mapping[str, int], binary: Set[str]) -> bytes:
+def _stamp_schema(reader: _Reader, size: int, ids: Mapping[str, int], marked: Mapping[str, str]) -> bytes:
     """Copy the schema, a tree in depth-first order, with field ids.
 
     Nested columns have Parquet's standard form: a group inside a list or map, the only repeated one, stands between it
@@ -164,9 +167,11 @@ def _stamp_schema(reader: _Reader, size: int, ids: Mapping[str, int], binary: Se
             if path not in ids:
                 raise FooterError(f"the file holds column {path!r}, which has no field id in the table")
             fields[_FIELD_ID] = _Field(_FIELD_ID, _I32, _zigzag(ids[path]))
-        if path in binary and not children:  # ClickHouse has one type for text and bytes, and calls both text
+        if path in marked and not children:
             fields.pop(_CONVERTED, None)
             fields.pop(_LOGICAL, None)
+            if mark := MARKS[marked[path]]:
+                fields[_LOGICAL] = _Field(_LOGICAL, _STRUCT, mark)
         out += _struct(fields.values())
         if children > 0:
             open_groups.append((path, children))
@@ -190,13 +195,13 @@ def split_tail(tail: bytes) -> tuple[bytes, bytes]:
     return tail[:at], tail[at:-TAIL_BYTES]
 
 
-def stamp(footer: bytes, ids: Mapping[str, int], binary: Set[str] = frozenset()) -> tuple[bytes, int]:
+def stamp(footer: bytes, ids: Mapping[str, int], marked: Mapping[str, str]) -> tuple[bytes, int]:
     """Return the footer with field ids, and the number of rows that it states.
 
     Args:
         footer: the thrift bytes of FileMetaData, without length and magic.
         ids: field id by Iceberg's name, `a`, `a.element`, `m.key`, `t.field`; every field of the file must be there.
-        binary: names of the fields that hold bytes, and must not be marked as text.
+        marked: Iceberg's type, one of MARKS, of the fields that ClickHouse marks as something else.
     """
     reader = _Reader(footer)
     out, rows, copied = bytearray(), -1, 0
@@ -206,7 +211,7 @@ def stamp(footer: bytes, ids: Mapping[str, int], binary: Set[str] = frozenset())
             if last == 2 and kind == _LIST:
                 size, _ = reader.sequence()
                 out += footer[copied : reader.at]
-                out += _stamp_schema(reader, size, ids, binary)
+                out += _stamp_schema(reader, size, ids, marked)
                 copied = reader.at
             elif last == 3:
                 rows = reader.number()

@@ -18,7 +18,7 @@ from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
-from coldchain.core.plan import Plan, PlannedWindow, make_plan
+from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
 from coldchain.lake import Lake
@@ -129,10 +129,14 @@ class _Offload:
         columns = drift.columns
         found = self._plan(columns)
         if not found.windows:
-            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle")
+            self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "idle", {**drift.noted})
             return Outcome(self.spec.name, "idle", message="everything asked for is published already")
         try:
             stage = self._stage(self._table(table, drift), columns, found)
+            self.ledger.note(
+                self.spec.name, self.job.token, self.job.run_key, "staged", {**stage.to_json(), **drift.noted}
+            )
+            failpoint.hit("offload.after_record")
         except BaseException:
             self._clean()
             raise
@@ -181,6 +185,7 @@ class _Offload:
         said = "; ".join(drift.said)
         if table is None or drift.changes_table:
             self.ledger.renew(name, token)
+            self._refuse_another(table)
             failpoint.hit("offload.before_schema")
             if table is None:
                 table = self.turn.lake.create(self.spec, drift.columns)
@@ -195,6 +200,14 @@ class _Offload:
         self.ledger.record_version(name, token, version, to_json(drift.columns), said)
         return table
 
+    def _refuse_another(self, table: Table | None) -> None:
+        """Make or change no table that others have touched since it was taken: a new base would hide what they did."""
+        known = self.ledger.state(self.spec.name).base
+        now = None if table is None else iceberg.base_of(table)
+        heads = [None if base is None else (base.iceberg_uuid, base.main_snapshot_id) for base in (known, now)]
+        if heads[0] != heads[1]:
+            raise BaseMoved(f"table={self.spec.name}: others changed it since it was taken: the task is tried again")
+
     def _stage(self, table: Table, columns: Columns, found: Plan) -> Stage:
         known = self.ledger.state(self.spec.name).base
         if known is None or iceberg.head_of(table) != known.main_snapshot_id:
@@ -202,9 +215,7 @@ class _Offload:
         failpoint.hit("offload.before_stream")
         staged = self._stream(table, columns, found)
         failpoint.hit("offload.after_stream")
-        segments = self.ledger.segments(self.spec.name)
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        gone = {iceberg.normalised(p) for s in segments if s.segment_id in replaced for p in s.paths}
+        gone = {iceberg.normalised(path) for segment in self._replaced(staged) for path in segment.paths}
         live = iceberg.live_files(table, known.main_snapshot_id)
         if missing := sorted(gone - live.keys()):
             raise BaseMoved(f"table={self.spec.name}: {missing[0]} is not live any more: the task is tried again")
@@ -213,7 +224,7 @@ class _Offload:
         failpoint.hit("offload.before_stage")
         snapshot_id = self._commit(table, [live[path] for path in gone], new, staged)
         failpoint.hit("offload.after_stage")
-        stage = Stage(
+        return Stage(
             token=self.job.token,
             branch=iceberg.branch_name(self.job.token),
             snapshot_id=snapshot_id,
@@ -221,9 +232,6 @@ class _Offload:
             version=fingerprint.version(columns),
             segments=tuple(staged),
         )
-        self.ledger.note(self.spec.name, self.job.token, self.job.run_key, "staged", stage.to_json())
-        failpoint.hit("offload.after_record")
-        return stage
 
     def _commit(self, table: Table, old: list[DataFile], new: list[DataFile], staged: list[StagedSegment]) -> int:
         properties = {
@@ -256,19 +264,20 @@ class _Offload:
             if not waiting:
                 break
             files, busy = self._stream_windows(job, waiting)
-            after = self.source.buckets(columns, [planned.window for planned in waiting], self.grid_us)
+            emptied = [planned.window for planned in waiting if planned.fingerprint == EMPTY]
+            now = _added([*(file.source for file in files), self.source.buckets(columns, emptied, self.grid_us)])
             moved: list[PlannedWindow] = []
             for planned in waiting:
-                now = within(after, planned.window)
+                found_now = within(now, planned.window)
                 mine = [file for file in files if file.slice.segment == planned.window]
-                is_still = planned.window not in busy and now == _filled(within(self.buckets, planned.window))
+                is_still = planned.window not in busy and found_now == _filled(within(self.buckets, planned.window))
                 if is_still and sum(file.rows for file in mine) == planned.fingerprint.rows:
                     self.files += mine
-                    staged.append(self._segment(table, planned, now, mine))
+                    staged.append(self._segment(table, planned, found_now, mine))
                 else:
-                    moved.append(replace(planned, fingerprint=total(now.values())))
+                    moved.append(planned)
                     self._remove(file.path for file in mine)
-            self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
+            moved = self._look_again(columns, moved)
             self.is_partial = self.is_partial or bool(moved)
             waiting = [planned for planned in moved if not planned.replaces]
             left += [planned for planned in moved if planned.replaces]
@@ -285,6 +294,12 @@ class _Offload:
             self._judge_again(columns, staged)
         return sorted(staged, key=lambda segment: segment.window)
 
+    def _look_again(self, columns: Columns, moved: Sequence[PlannedWindow]) -> list[PlannedWindow]:
+        """Fingerprint windows that moved anew, all at one moment: their slices were looked at one after the other."""
+        after = self.source.buckets(columns, [planned.window for planned in moved], self.grid_us)
+        self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
+        return [replace(each, fingerprint=total(within(after, each.window).values())) for each in moved]
+
     def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
         """Look once more at all that was streamed, together, where windows were read at different times or left out.
 
@@ -299,9 +314,11 @@ class _Offload:
                     f"table={self.spec.name} window={segment.window}: rows changed again after it was read; nothing "
                     "was staged, the task is tried again"
                 )
-        replaced = {segment_id for segment in staged for segment_id in segment.replaces}
-        segments = [s for s in self.ledger.segments(self.spec.name) if s.segment_id in replaced]
-        self._refuse_losses(make_plan(windows, segments, now, self.rules))
+        self._refuse_losses(make_plan(windows, self._replaced(staged), now, self.rules))
+
+    def _replaced(self, staged: Sequence[StagedSegment]) -> list[Segment]:
+        """Read the segments that what is staged replaces: a year's would take longer than the stream."""
+        return self.ledger.segments_by_id(self.spec.name, {number for each in staged for number in each.replaces})
 
     def _segment(
         self, table: Table, planned: PlannedWindow, buckets: dict[int, Fingerprint], files: list[Streamed]
@@ -324,9 +341,9 @@ class _Offload:
             field_ids=iceberg.field_ids(table),
             token=self.job.token,
             data_folder=f"{table.location()}/data",
-            io_properties=dict(table.io.properties),
             settings=self.settings,
             query_settings=known_settings(self.client),
+            grid_us=self.grid_us,
         )
 
     def _stream_windows(self, job: StreamJob, planned: Sequence[PlannedWindow]) -> tuple[list[Streamed], set[Window]]:
@@ -386,6 +403,15 @@ class _Streamer:
 
     def __call__(self, part: Slice) -> Streamed | Failed:
         return stream_slice(self.job, part)
+
+
+def _added(parts: Iterable[Mapping[int, Fingerprint]]) -> dict[int, Fingerprint]:
+    """Add buckets up; two slices of a window may share one."""
+    sums: dict[int, Fingerprint] = {}
+    for part in parts:
+        for start, found in part.items():
+            sums[start] = sums.get(start, EMPTY) + found
+    return sums
 
 
 def _filled(buckets: Mapping[int, Fingerprint]) -> dict[int, Fingerprint]:

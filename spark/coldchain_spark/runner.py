@@ -55,24 +55,34 @@ def make_mapper(rows: int, max_queries: int = 0) -> Iterator[tuple[Callable[[Any
         yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
     streams = max_queries or os.cpu_count() or 2
-    context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark)
+    context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark, streams)
     try:
         yield lambda function, items: _map_on_executors(context.result(), function, items, streams), streams
     finally:
         context.result().stop()
 
 
-def _start_spark() -> Any:
+def _start_spark(streams: int) -> Any:
     from pyspark import SparkConf, SparkContext
 
+    SparkContext._ensure_initialized()  # or a SparkConf is blind to what spark-submit was told (pyspark 4.1)
     # No SQL session, no UI: no row passes through the JVM. Failed streams are retried by ourselves; Spark's own
     # retries cover lost executors.
     conf = SparkConf().set("spark.ui.enabled", "false").set("spark.python.worker.reuse", "true")
     conf.set("spark.speculation", "false")  # the twin of a slow task is a query too many
     conf.setIfMissing("spark.redaction.regex", REDACTED)
+    is_local = conf.get("spark.master", "").startswith("local")  # elsewhere the daemon finds no code of ours yet
+    if is_local:
+        conf.setIfMissing("spark.python.daemon.module", "coldchain_spark.daemon")
     context = SparkContext(conf=conf)
     context.setLogLevel("ERROR")
+    if is_local:  # the workers are there by the time that the driver knows what to stream
+        context.parallelize(range(streams), streams).foreach(_nothing)
     return context
+
+
+def _nothing(_: int) -> None:
+    pass
 
 
 def _map_in_driver(function: Callable[[Any], Any], items: Sequence[Any], streams: int) -> list[Any]:

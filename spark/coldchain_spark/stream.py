@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coldchain import failpoint
 from coldchain.clickhouse import HttpClickHouse
-from coldchain.core.canonical import field_names
+from coldchain.core.canonical import field_names, writable
 from coldchain.core.errors import ColdchainError, SourceMoving, Transient, Unavailable
-from coldchain.core.fingerprint import canonical_rows
+from coldchain.core.fingerprint import Fingerprint, canonical_rows, total
 from coldchain.core.sql import Query, comma, quote
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.lake import file_name
 from coldchain.settings import Settings
-from coldchain_spark.footer import FooterError, seal, split_tail, stamp
+from coldchain.source import Source
+from coldchain_spark.footer import MARKS, FooterError, seal, split_tail, stamp
 from coldchain_spark.slices import Slice
 
 HELD_BACK_BYTES = 8 << 20
@@ -52,27 +53,34 @@ def known_settings(client: HttpClickHouse) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class StreamJob:
-    """What every slice of a table shares. Holds a password: it travels to executors in the task, never in arguments."""
+    """What every slice of a table shares. Holds a password: it travels to executors in the task, never in arguments.
+
+    `grid_us` is the width of the buckets that the plan compares.
+    """
 
     spec: TableSpec
     columns: tuple[Column, ...]
     field_ids: dict[str, int]
     token: str
     data_folder: str
-    io_properties: dict[str, str] = field(repr=False)
     settings: Settings = field(repr=False)
     query_settings: dict[str, Any]
+    grid_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """A file that was written whole: `footer` is its stamped footer, for the driver to take statistics from."""
+    """A file that was written whole: `footer` is its stamped footer, for the driver to take statistics from.
+
+    `source` holds what the source held of the slice right after it had been streamed, by start of bucket.
+    """
 
     slice: Slice
     path: str
     size_bytes: int
     rows: int
     footer: bytes
+    source: dict[int, Fingerprint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,8 @@ class Failed:
 
 def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query:
     """Build the SELECT whose Parquet becomes the file, in the table's sort order."""
-    rows = canonical_rows(spec, tuple(columns), [part.window], part.partition)
+    written = [replace(column, select=writable(column.value, column.select)[1]) for column in columns]
+    rows = canonical_rows(spec, written, [part.window], part.partition)
     head, _, settings = rows.text.rpartition(" SETTINGS ")
     order = comma(quote(name) for name in spec.sort_order)
     return Query(f"{head} ORDER BY {order} SETTINGS {settings} FORMAT Parquet", rows.parameters)
@@ -94,13 +103,15 @@ def rows_query(spec: TableSpec, columns: Iterable[Column], part: Slice) -> Query
 def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
     """Stream a slice, again where the stream was cut or the source changed under it; never raises ColdchainError."""
     client = HttpClickHouse.of(job.settings)
+    source = Source(client, job.spec)
     where = f"table={job.spec.name} window={part.window}"
     failure: ColdchainError = Transient(f"{where}: not tried")
     for _ in range(TRIES):
         try:
             streamed = write_file(job, part, client.stream(rows_query(job.spec, job.columns, part), job.query_settings))
-            if streamed.rows == _count(job, client, part):
-                return streamed
+            after = source.buckets(job.columns, [part.window], job.grid_us, part.partition)
+            if streamed.rows == total(after.values()).rows:
+                return replace(streamed, source=after)
             delete_file(job, streamed.path)
             failure = SourceMoving(f"{where}: rows came or went while they were streamed: the task is tried again")
         except FooterError as error:
@@ -114,16 +125,11 @@ def stream_slice(job: StreamJob, part: Slice) -> Streamed | Failed:
     return Failed(type(failure), str(failure))
 
 
-def _count(job: StreamJob, client: HttpClickHouse, part: Slice) -> int:
-    rows = canonical_rows(job.spec, job.columns, [part.window], part.partition)
-    ((count,),) = client(Query(f"SELECT count() FROM ({rows.text})", rows.parameters))
-    return int(count)
-
-
 def _io(job: StreamJob) -> Any:
     from pyiceberg.io import load_file_io
 
-    return load_file_io(job.io_properties, job.data_folder)
+    # The connection's own, whatever a catalog adds: what a REST server hands out expires, and holds its session.
+    return load_file_io(job.settings.storage, job.data_folder)
 
 
 def delete_file(job: StreamJob, path: str) -> None:
@@ -139,7 +145,7 @@ def write_file(job: StreamJob, part: Slice, chunks: Iterable[bytes]) -> Streamed
         failpoint.hit("stream.before_file")
         # A file that is not closed properly keeps what was flushed: it is deleted, not left to be found.
         with _io(job).new_output(path).create(overwrite=False) as out:
-            written, rows, footer = _copy(chunks, out, job.field_ids, _binary(job.columns))
+            written, rows, footer = _copy(chunks, out, job.field_ids, _marked(job.columns))
             failpoint.hit("stream.amid_file")
         failpoint.hit("stream.after_file")
     except BaseException:
@@ -148,13 +154,14 @@ def write_file(job: StreamJob, part: Slice, chunks: Iterable[bytes]) -> Streamed
     return Streamed(part, path, written, rows, footer)
 
 
-def _binary(columns: Iterable[Column]) -> frozenset[str]:
+def _marked(columns: Iterable[Column]) -> dict[str, str]:
+    """Name the fields that ClickHouse marks as something else than they are, with what they are."""
     names = (each for column in columns for each in field_names(column.value, column.name))
-    return frozenset(name for name, value in names if value.shape == "binary")
+    return {name: value.shape for name, value in names if value.shape in MARKS}
 
 
 def _copy(
-    chunks: Iterable[bytes], out: Any, field_ids: dict[str, int], binary: frozenset[str] = frozenset()
+    chunks: Iterable[bytes], out: Any, field_ids: Mapping[str, int], marked: Mapping[str, str]
 ) -> tuple[int, int, bytes]:
     """Copy all but the tail, then the stamped tail; return bytes written, rows, and the new footer."""
     written, tail = 0, bytearray()
@@ -165,7 +172,7 @@ def _copy(
             written += len(tail) - HELD_BACK_BYTES
             del tail[:-HELD_BACK_BYTES]
     body, footer = split_tail(bytes(tail))
-    stamped, rows = stamp(footer, field_ids, binary)
+    stamped, rows = stamp(footer, field_ids, marked)
     ending = body + seal(stamped)
     out.write(ending)
     return written + len(ending), rows, stamped

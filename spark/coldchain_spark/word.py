@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -17,15 +18,31 @@ from coldchain.core.typemap import Column
 from coldchain.core.windows import MIN_US, Window, format_us, merge
 from coldchain.core.word import Made, lake_words, source_words
 from coldchain.lake import drift_of
-from coldchain.report import Services, sealed_before
+from coldchain.report import Services
 from coldchain.settings import CATALOG_NAME
 from coldchain.source import Source
 
 Words = Mapping[int, tuple[int, int]]  # by bucket: rows, sum of crc32
 
 
-def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[str, list[str]]:
-    """Compare a table segment by segment; return a sentence of what was compared, and one per difference.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What Spark SQL read of a table, in a sentence, and one per difference; without a row nothing was compared."""
+
+    said: str
+    rows: int = 0
+    differences: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """A word for a person."""
+        if self.differences:
+            return "different"
+        return "equal" if self.rows else "nothing was compared"
+
+
+def compare(spark: SparkSession, services: Services, spec: TableSpec) -> Compared:
+    """Compare a table segment by segment.
 
     Left out are segments that the source has begun to forget, and those whose columns the ledger no longer knows.
     A segment is compared by the columns that it was made with, in the form that they have now.
@@ -33,12 +50,12 @@ def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[s
     services.ledger.register(spec)
     table = services.lake.load(spec.target)
     if table is None:
-        return f"{spec.name}: nothing is published", []
+        return Compared(f"{spec.name}: nothing is published")
     source = Source(services.client, spec)
     columns = drift_of(spec, source.columns(), table).columns
     names = {version: [each["name"] for each in made] for version, made in services.ledger.versions(spec.name).items()}
     names[fingerprint.version(columns)] = [column.name for column in columns]
-    sealed_us = sealed_before(spec, source.extent().now_us)
+    sealed_us = spec.sealed_before_us(source.extent().now_us)
     segments = services.ledger.segments(spec.name)
     held = [
         s
@@ -47,7 +64,7 @@ def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[s
         and (s.version in names or not s.paths)
     ]  # fmt: skip
     if not any(segment.paths for segment in held):
-        return f"{spec.name}: none of {len(segments)} segments can be compared", []
+        return Compared(f"{spec.name}: none of {len(segments)} segments can be compared")
     made = _made(held, columns, names)
     windows = merge(segment.window for segment in held)
     since_us = MIN_US if held[0] is segments[0] else windows[0].start_us
@@ -63,7 +80,8 @@ def compare(spark: SparkSession, services: Services, spec: TableSpec) -> tuple[s
     }
     rows = sum(found for start, (found, _) in theirs.items() if any(w.start_us <= start < w.end_us for w in windows))
     said = f"{spec.name}: {rows:,} rows in {len(held)} of {len(segments)} segments, read by Spark SQL"
-    return said, [*_differences(spec, held, ours, theirs), *_unowned(spec, segments, theirs, grid_us)]
+    odd = (*_differences(spec, held, ours, theirs), *_unowned(spec, segments, theirs, grid_us))
+    return Compared(said, rows, odd)
 
 
 def _made(held: Sequence[Segment], columns: Sequence[Column], names: Mapping[str, Collection[str]]) -> list[Made]:

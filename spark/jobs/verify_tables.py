@@ -1,6 +1,7 @@
 """Entry point of the second proof: a JSON list of tables in (nothing: the registry), a sentence a table out.
 
-The exit code is 1 where any differs or the registry has problems, an error's own where a table could not be compared.
+The exit code is 1 where any differs, where nothing of one was there to compare, or where the registry has problems, and
+an error's own where a table could not be read.
 Spark needs iceberg-spark-runtime and PostgreSQL's driver on its class path. Secrets come in the environment
 (coldchain.settings).
 """
@@ -34,14 +35,13 @@ def main(arguments: list[str]) -> int:
                 code = 1
             for spec in tables:
                 try:
-                    said, differences = compare(spark, services, spec)
+                    compared = compare(spark, services, spec)
                 except ColdchainError as error:  # the others are compared all the same
                     print(error, file=sys.stderr, flush=True)
                     code = code or error.exit_code
                     continue
-                print(said if differences else f"{said}: equal", flush=True)
-                for sentence in differences:
-                    print(sentence, flush=True)
+                print(f"{compared.said}: {compared.outcome}", *compared.differences, sep="\n", flush=True)
+                if compared.outcome != "equal":
                     code = 1
     except ColdchainError as error:
         print(error, file=sys.stderr)

@@ -66,6 +66,7 @@ def read(run: Run) -> None:
 def offload(run: Run) -> None:
     """Take the table under a new token and become spark-submit, as OffloadOperator starts it."""
     from coldchain import protocol
+    from coldchain.operators.offload import local_environment
 
     turn = run.turn()
     token = protocol.take(turn)
@@ -73,8 +74,10 @@ def offload(run: Run) -> None:
     job = JobSpec((JobTable(run.spec, token, run.run_key, run.work()),))
     turn.ledger.close()
     application = os.environ.get("BENCH_APPLICATION", str(ROOT / "spark" / "jobs" / "offload_tables.py"))
-    os.environ["SPARK_CONF_DIR"] = str(ROOT / "spark" / "conf")
-    os.execvp("spark-submit", ["spark-submit", "--master", "local[2]", application, job.dumps()])
+    environment, properties = local_environment(os.environ)
+    os.environ |= environment
+    more = ["--properties-file", properties] if properties else []
+    os.execvp("spark-submit", ["spark-submit", "--master", "local[2]", *more, application, job.dumps()])
 
 
 def validate(run: Run) -> None:
@@ -86,7 +89,7 @@ def validate(run: Run) -> None:
     if stage is None:
         raise SystemExit("nothing was staged")
     proof.prove(turn, stage)
-    turn.ledger.note(run.spec.name, stage.token, run.run_key, "validated")
+    turn.ledger.note(run.spec.name, stage.token, run.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
 
 
 def commit(run: Run) -> None:

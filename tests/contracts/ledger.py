@@ -13,7 +13,7 @@ from coldchain.core.fingerprint import EMPTY, Fingerprint
 from coldchain.core.job import Stage, StagedSegment
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import HOUR_US, MINUTE_US, Window, format_us
-from coldchain.store.ledger import DAMAGED, Base, Comparison, Foreign, Ledger, Proven
+from coldchain.store.ledger import DAMAGED, OFFLOAD, REGISTRY, VERIFY, Base, Comparison, Foreign, Ledger, Proven
 from coldchain.store.memory import WatermarkRow
 
 T0 = 1_770_681_600_000_000  # 2026-02-10
@@ -56,6 +56,10 @@ class LedgerContract:
 
     def expire(self, ledger: Any, name: str) -> None:
         """Let the lease run out."""
+        raise NotImplementedError
+
+    def pass_days(self, ledger: Any, name: str, days: float) -> None:
+        """Let incidents of a name grow older."""
         raise NotImplementedError
 
     def damage(self, ledger: Any, name: str, watermark_us: int | None) -> None:
@@ -148,6 +152,7 @@ class LedgerContract:
             lambda ledger: ledger.lease("nobody_knows"),
             lambda ledger: ledger.state("nobody_knows"),
             lambda ledger: ledger.segments("nobody_knows"),
+            lambda ledger: ledger.segments_by_id("nobody_knows", [1]),
             lambda ledger: ledger.publishing("nobody_knows"),
             lambda ledger: ledger.superseded("nobody_knows", ["/w/a"]),
             lambda ledger: ledger.note("nobody_knows", "t-1", "run/1", "idle"),
@@ -158,6 +163,18 @@ class LedgerContract:
     def test_a_table_that_was_never_registered_is_named(self, ledger: Ledger, call: Callable[[Ledger], Any]) -> None:
         with pytest.raises(Permanent, match="table=nobody_knows is not in the ledger: its read_watermark task"):
             call(ledger)
+
+    def test_a_new_epoch_voids_every_token_once_for_all_calls_of_one(self, ledger: Ledger, name: str) -> None:
+        old = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, old)
+        new = ledger.acquire(name, "run/1")
+        ledger.renew_epoch("recovery/1")
+        ledger.renew(name, new)
+        ledger.renew_epoch("recovery/2")
+        with pytest.raises(Fenced, match="was overtaken"):
+            ledger.renew(name, new)
 
     def test_an_overtaken_token_releases_nothing(self, ledger: Ledger, name: str) -> None:
         old = ledger.acquire(name, "run/1")
@@ -213,9 +230,12 @@ class LedgerContract:
         self.record(ledger, name, token)
         self.publish(ledger, name, token, stage(token, staged(0, 1), staged(1, 2)))
         old, kept = ledger.segments(name)
+        assert ledger.segments_by_id(name, {kept.segment_id, old.segment_id}) == [old, kept]
+        assert ledger.segments_by_id(name, ()) == []
         made = stage(token, staged(0, 1, rows=11, replaces=(old.segment_id,)), snapshot=3, base=2)
         self.publish(ledger, name, token, made)
         new, still = ledger.segments(name)
+        assert ledger.segments_by_id(name, [old.segment_id, new.segment_id]) == [new], "what was replaced is gone"
         assert (new.fingerprint.rows, still) == (11, kept)
         assert [s.segment_id for s in ledger.superseded(name, old.paths)] == [old.segment_id]
 
@@ -376,7 +396,9 @@ class LedgerContract:
         self.publish(ledger, other, second, stage(second, staged(0, 1)))
         ledger.note(name, token, "run/1", "idle")
         assert len(ledger.segments(name)) == len(ledger.segments(other)) == 1
-        assert ledger.segments(name)[0].segment_id != ledger.segments(other)[0].segment_id
+        (theirs,) = ledger.segments(other)
+        assert ledger.segments(name)[0].segment_id != theirs.segment_id
+        assert ledger.segments_by_id(name, [theirs.segment_id]) == []
         assert ledger.attempts(other, "run/1") == []
         assert ledger.state(other).origin_us is None
 
@@ -437,9 +459,33 @@ class LedgerContract:
         assert ledger.open_incident(name, "Unavailable", "still", "run/3") is None
         other = ledger.open_incident(name, "SchemaDrift", "a column", "run/3")
         assert other not in (None, incident)
-        assert ledger.close_incidents(name) == ["Unavailable"], "only those of which people were told"
-        assert ledger.close_incidents(name) == []
+        assert ledger.close_incidents([(name, OFFLOAD)]) == ["Unavailable"], "only those of which people were told"
+        assert ledger.close_incidents([(name, OFFLOAD)]) == []
         again = ledger.open_incident(name, "Unavailable", "once more", "run/4")
+        assert again not in (None, incident)
+
+    def test_an_incident_is_of_one_work_and_need_be_of_no_table(self, ledger: Ledger, name: str) -> None:
+        entry = f"entry_of_{name}"
+        of = [(name, OFFLOAD), (name, VERIFY), (entry, REGISTRY)]
+        incidents = [ledger.open_incident(named, "Unavailable", "away", "run/1", work) for named, work in of]
+        assert len({*incidents, None}) == 4
+        for incident in incidents:
+            assert incident is not None
+            ledger.note_told(incident)
+        assert ledger.close_incidents([(name, OFFLOAD), (name, REGISTRY)]) == ["Unavailable"]
+        assert ledger.open_incident(name, "Unavailable", "away", "run/2", VERIFY) is None, "it goes on"
+        assert ledger.close_incidents(of) == ["Unavailable", "Unavailable"]
+
+    def test_an_incident_that_was_not_seen_for_two_days_is_over(self, ledger: Ledger, name: str) -> None:
+        """Nothing ends that of an entry which was taken out of the registry: the next one must be told again."""
+        incident = ledger.open_incident(name, "RegistryProblem", "grid", "run/1", REGISTRY)
+        assert incident is not None
+        ledger.note_told(incident)
+        for _ in range(2):
+            self.pass_days(ledger, name, 1.5)
+            assert ledger.open_incident(name, "RegistryProblem", "grid", "run/2", REGISTRY) is None, "it was seen"
+        self.pass_days(ledger, name, 2.1)
+        again = ledger.open_incident(name, "RegistryProblem", "grid", "run/3", REGISTRY)
         assert again not in (None, incident)
 
     def test_an_audit_marks_what_it_saw(self, ledger: Ledger, name: str) -> None:

@@ -12,10 +12,20 @@ from coldchain.settings import Settings
 from stack.airflow_api import AirflowApi
 from stack.follow import DAG_ID, await_dag
 from stack.state import Stack, find_state
+from tests.conftest import read_environment
 from tests.processes import run_stack
 from tests.watch import Shell
 
 TABLE = "bronze_trades_kraken"
+
+
+@pytest.fixture(scope="session")
+def airflow(state: Path) -> dict[str, str]:
+    """Start Airflow with a deadline that no scheduled run can keep: test_status_page.py sees it missed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLDCHAIN_DEADLINE_MINUTES", "1")
+        run_stack(state, "up")
+    return read_environment(state)
 
 
 @pytest.fixture(scope="session")

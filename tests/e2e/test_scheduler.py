@@ -1,7 +1,7 @@
 """The offload through a real Airflow scheduler, on the shipped registry and the shipped trades.
 
 One story, told in order, over all ten tables: backfill, first run, idle run, late rows, clearing, triggering twice, a
-table that fails, wrong parameters. After every chapter the independent comparer decides, row by row.
+table that fails, a lost file, wrong parameters. After every chapter the independent comparer decides, row by row.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg2
 import pytest
 from pyiceberg.catalog import load_catalog
 
@@ -32,6 +33,7 @@ from coldchain.store.postgres import PostgresLedger
 from stack.airflow_api import AirflowApi, ApiError
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import Steps, append_foreign
+from tests.sinks import taking_posts
 
 ROOT = Path(__file__).parents[2]
 DAG = "coldchain_offload"
@@ -78,6 +80,11 @@ class Story:
         tasks = {task["task_id"]: task["state"] for task in self.api.tasks(DAG, run_id)}
         return {step: tasks[f"bronze.{table}.{step}"] for step in STEPS}
 
+    def said(self, run_id: str, table: str) -> str:
+        """Return what the first try of a table's read_watermark wrote to its log."""
+        (layer,) = (spec.layer for spec in TABLES if spec.name == table)
+        return str(self.api.log(DAG, run_id, f"{layer}.{table}.read_watermark", 1))
+
     def failed(self, run_id: str) -> set[str]:
         """Return the tasks of a run that failed, or could not start because another had."""
         return {
@@ -86,6 +93,11 @@ class Story:
 
     def clear(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
         """Clear tasks of a run (all of them without names) and wait until it has succeeded again."""
+        self.reset(run_id, *task_ids, downstream=downstream)
+        assert self.wait([run_id]) == ["success"]
+
+    def reset(self, run_id: str, *task_ids: str, downstream: bool = False) -> None:
+        """Clear tasks of a run, and don't wait for them."""
         body: dict[str, Any] = {
             "dry_run": False, "dag_run_id": run_id, "only_failed": False, "include_downstream": downstream,
             "reset_dag_runs": True,
@@ -94,7 +106,19 @@ class Story:
             body["task_ids"] = list(task_ids)
         cleared = self.api.post(f"/dags/{DAG}/clearTaskInstances", body)
         assert cleared["total_entries"] >= max(1, len(task_ids))
-        assert self.wait([run_id]) == ["success"]
+
+    def scheduled(self, dag: str) -> str:
+        """Wait for the run that unpausing a DAG starts, which is that of the last complete interval; its id."""
+        deadline = time.monotonic() + 240
+        while not (runs := self.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
+            assert time.monotonic() < deadline, f"unpausing {dag} started no run"
+            time.sleep(0.5)
+        return str(runs[0]["dag_run_id"])
+
+    def returned(self, dag: str, run_id: str, task_id: str) -> Any:
+        """Return what a task returned."""
+        task = f"/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        return self.api.get(f"{task}/xcomEntries/return_value")["value"]
 
     def scheduler_said(self, pattern: str) -> bool:
         """Tell whether a line of the scheduler's log matches."""
@@ -145,6 +169,31 @@ class Story:
             f"ORDER BY exchange_timestamp DESC LIMIT {limit})"
         )
         self.execute(statement)
+
+    def insert_kraken(self, sequence: int) -> None:
+        """Insert a row into Kraken's table that looks like its newest one."""
+        self.execute(
+            f"INSERT INTO k2.{KRAKEN} SELECT * REPLACE ({sequence} AS sequence_number, "
+            f"now64(6) AS ingestion_timestamp) FROM k2.{KRAKEN} ORDER BY exchange_timestamp DESC LIMIT 1"
+        )
+
+    def set_retention(self, days: int) -> None:
+        """Let Binance's table forget after so many days; 7 are the registry's."""
+        self.execute(f"ALTER TABLE k2.{BINANCE} MODIFY TTL toDateTime(exchange_timestamp) + INTERVAL {days} DAY")
+
+    def forget_newest_empty(self, table: str) -> None:
+        """Take the newest stretch without rows, which reaches up to the last run's end, out of the ledger."""
+        uri = self.environment["COLDCHAIN_PG_SUPERUSER_URI"].replace("+psycopg2", "").rpartition("/")[0]
+        connection = psycopg2.connect(f"{uri}/coldchain")
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM coldchain.segments WHERE segment_id = (SELECT segment_id FROM coldchain.segments JOIN "
+                "coldchain.tables USING (table_id) WHERE table_name = %s AND state = 'empty' "
+                'ORDER BY upper("window") DESC LIMIT 1)',
+                (table,),
+            )
+            assert cursor.rowcount == 1
+        connection.close()
 
     def delete(self, where: str) -> None:
         """Delete rows of Binance's table, as somebody might who should not."""
@@ -215,6 +264,12 @@ def test_1_a_backfill_beside_the_schedule_moves_every_interval_once(story: Story
 def test_2_the_first_run_fills_what_the_backfill_left(story: Story) -> None:
     story.trigger()
     story.check_equal(12_477)
+    for spec in TABLES:
+        _, events = story.ledger.last_published(spec.name)
+        found = [check for event in events if event.event == "validated" for check in event.detail["checks"]]
+        balances = [each for each in found if each["kind"] == "balance"]
+        assert bool(balances) == ("balance" in spec.checks), f"{spec.name}: the layer before was asked: {found}"
+        assert all(each["windows"] > 0 == each["broken"] for each in balances), (spec.name, balances)
 
 
 def test_2b_each_commit_rewrote_its_table_s_view(story: Story) -> None:
@@ -236,6 +291,7 @@ def test_3_an_idle_run_costs_one_task_a_table_and_no_spark(story: Story) -> None
         assert story.states(run_id, table) == {
             "read_watermark": "success", "offload": "skipped", "validate": "skipped", "commit": "skipped",
         }  # fmt: skip
+        assert f"{table}: nothing to move, watermark " in story.said(run_id, table), "a skip says why"
     assert story.heads() == before
 
 
@@ -251,8 +307,7 @@ def test_5_plan_mode_says_and_moves_nothing(story: Story) -> None:
     before = story.heads()
     run_id = story.trigger(mode="plan", tables=[BINANCE])
     assert story.heads() == before
-    events = story.api.log(DAG, run_id, f"bronze.{BINANCE}.read_watermark", 1)
-    assert any("1 of them replace what is published" in str(event) for event in events)
+    assert "1 of them replace what is published" in story.said(run_id, BINANCE)
     assert story.states(run_id, KRAKEN)["read_watermark"] == "skipped"
 
 
@@ -288,17 +343,30 @@ def test_8_two_runs_at_once_and_an_exact_stretch_converge(story: Story) -> None:
     story.check_equal(12_527)
 
 
-def test_8b_a_table_of_a_group_that_fails_takes_out_itself_alone(story: Story) -> None:
-    """Somebody appends to one of the bars: what it touches is blocked, its siblings and the row's other tables move."""
+def test_8b_a_table_that_fails_takes_out_itself_alone(story: Story) -> None:
+    """In Bronze by its TTL, in Gold by a foreign file: siblings move, and Silver too, as far as all of Bronze is.
+
+    What the file touches is blocked, and the rest of its table moves. The newest stretch of Binance's is forgotten, as
+    if the run's end had come after it.
+    """
     table = story.catalog.load_table("cold.gold_ohlcv_5m")
     ours = table.current_snapshot().snapshot_id
     append_foreign(table)
     story.insert_copy(900_003_901)
+    story.insert_kraken(900_003_901)
+    story.set_retention(6)
+    story.forget_newest_empty(BINANCE)
     run_id = story.api.trigger(DAG, {})
     assert story.wait([run_id]) == ["failed"]
+    failed = {task for task in story.failed(run_id) if not task.startswith("gold.gold_ohlcv_5m.")}
+    assert failed == {"every_table_done", *(f"bronze.{BINANCE}.{step}" for step in STEPS)}
     # Whether the late row's window is one of the blocked decides which of its tasks complains.
-    assert {task for task in story.failed(run_id) if not task.startswith("gold.gold_ohlcv_5m.")} == {"every_table_done"}
     assert "gold.gold_ohlcv_5m.commit" in story.failed(run_id)
+    assert (
+        "retention=7d in the registry, but TTL" in story.ledger.attempts(BINANCE, f"{DAG}/{run_id}")[0].detail["error"]
+    )
+    assert set(story.states(run_id, KRAKEN).values()) == {"success"}
+    assert f"; it waits for {BINANCE}, which is published up to " in story.said(run_id, "silver_trades")
     client = connect_clickhouse(
         story.settings.clickhouse_url, story.settings.clickhouse_user, story.settings.clickhouse_password
     )
@@ -308,7 +376,8 @@ def test_8b_a_table_of_a_group_that_fails_takes_out_itself_alone(story: Story) -
     events = story.ledger.attempts("gold_ohlcv_5m", f"{DAG}/{run_id}")
     assert "holds 1 files that no segment owns" in events[0].detail["error"]
     story.catalog.load_table("cold.gold_ohlcv_5m").manage_snapshots().set_current_snapshot(snapshot_id=ours).commit()
-    story.clear(run_id, "gold.gold_ohlcv_5m.read_watermark", downstream=True)
+    story.set_retention(7)
+    story.clear(run_id, f"bronze.{BINANCE}.read_watermark", "gold.gold_ohlcv_5m.read_watermark", downstream=True)
     story.check_equal(12_528)
 
 
@@ -349,22 +418,32 @@ def test_8c_a_person_decides_whether_a_segment_may_shrink(story: Story, answer: 
 
 
 def test_8d_a_dag_that_follows_silver_reads_what_was_published(story: Story) -> None:
+    """Also when the commit is cleared: it repeats its event, for the try that published may have died unheard."""
     story.api.patch("/dags/coldchain_example", {"is_paused": False})
     story.insert_copy(900_003_902, limit=3)
-    story.trigger()
+    offload = story.trigger()
+    counts, extras = followed(story, 1)
+    assert sum(counts.values()) == sum(extra["rows"] for extra in extras) > 3, "a window is published whole"
+    assert all(window["bytes"] > 0 for extra in extras for window in extra["windows"])
+    story.clear(offload, "silver.silver_trades.commit")
+    assert followed(story, 2) == (counts, extras)
+    story.api.patch("/dags/coldchain_example", {"is_paused": True})
+    told = story.api.get("/assets/events", source_dag_id=DAG, limit=1000)["asset_events"]
+    assert {bool(event["extra"].get("snapshot_id")) for event in told} == {True}, "each says what was published"
+    story.check_equal(12_531)
+
+
+def followed(story: Story, count: int) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Wait for so many runs of the example; return what the newest counted, and the events that it read."""
     deadline = time.monotonic() + 240
-    while not (runs := story.api.get("/dags/coldchain_example/dagRuns", order_by="-id")["dag_runs"]):
-        assert time.monotonic() < deadline, "no event of Silver started the example"
+    while len(runs := story.api.get("/dags/coldchain_example/dagRuns", order_by="-id")["dag_runs"]) < count:
+        assert time.monotonic() < deadline, f"only {len(runs)} events of Silver started the example"
         time.sleep(0.5)
     run_id = runs[0]["dag_run_id"]
     assert story.wait([run_id], dag="coldchain_example") == ["success"]
-    path = f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}"
-    counts = story.api.get(f"{path}/taskInstances/count_trades/xcomEntries/return_value")["value"]
-    events = story.api.get(f"{path}/upstreamAssetEvents")["asset_events"]
-    assert sum(counts.values()) == sum(event["extra"]["rows"] for event in events) > 3, "a window is published whole"
-    assert all(window["bytes"] > 0 for event in events for window in event["extra"]["windows"])
-    story.api.patch("/dags/coldchain_example", {"is_paused": True})
-    story.check_equal(12_531)
+    events = story.api.get(f"/dags/coldchain_example/dagRuns/{quote(run_id, safe='')}/upstreamAssetEvents")
+    counts = story.returned("coldchain_example", run_id, "count_trades")
+    return counts, [event["extra"] for event in events["asset_events"]]
 
 
 def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Story) -> None:
@@ -385,11 +464,7 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     assert re.search(rf"{KRAKEN}: .*: [0-9]+ files of [0-9]+ segments", said), said
     assert story.heads() == heads
     story.api.patch(f"/dags/{dag}", {"is_paused": False})
-    deadline = time.monotonic() + 240
-    while not (runs := story.api.get(f"/dags/{dag}/dagRuns", run_type=["scheduled"])["dag_runs"]):
-        assert time.monotonic() < deadline, "unpausing starts the run of the last complete interval"
-        time.sleep(0.5)
-    assert story.wait([runs[0]["dag_run_id"]], dag=dag) == ["success"]
+    assert story.wait([story.scheduled(dag)], dag=dag) == ["success"]
     assert story.files(spec.target) <= files - 4
     heads = story.heads()
     run_id = story.api.trigger(dag, {"tables": asked})
@@ -403,6 +478,38 @@ def test_8e_maintenance_puts_closed_days_together_and_changes_no_row(story: Stor
     story.check_equal(12_531)
     story.trigger()
     assert story.heads() == heads, "nothing has to move"
+
+
+def test_8f_the_audit_names_a_file_that_is_gone_and_people_are_told_until_it_is_back(story: Story) -> None:
+    dag, hook = "coldchain_verify", "/connections/coldchain_notify_webhook"
+    while story.api.active_runs(DAG):
+        time.sleep(0.5)
+    story.api.patch(f"/dags/{DAG}", {"is_paused": True})  # or a run of the schedule might bring it back too soon
+    path = [path for segment in story.ledger.segments(KRAKEN) for path in segment.paths][-1]
+    Path(path).unlink()
+    with taking_posts() as (port, got, _):
+        form = {"connection_id": hook.rpartition("/")[2], "conn_type": "http", "password": f"http://127.0.0.1:{port}/"}
+        story.api.post("/connections", form)
+        story.api.patch(f"/dags/{dag}", {"is_paused": False})
+        asked = story.api.trigger(dag, {"tables": [KRAKEN], "mode": "all"})
+        runs = [story.scheduled(dag), asked]
+        assert story.wait(runs, dag=dag) == ["failed", "failed"], "nothing is due, but every file must exist"
+        for run_id in runs:
+            assert [task["task_id"] for task in story.api.tasks(dag, run_id) if task["state"] == "failed"] == [KRAKEN]
+        story.api.patch(f"/dags/{DAG}", {"is_paused": False})
+        story.trigger()
+        story.check_equal(12_531)
+        for mode in ("all", "deep"):
+            run_id = story.api.trigger(dag, {"tables": [KRAKEN], "mode": mode})
+            assert story.wait([run_id], dag=dag) == ["success"]
+            assert story.returned(dag, run_id, KRAKEN).endswith("rows compared by content: all equal")
+        story.api._authorised("DELETE", f"/api/v2{hook}", None)
+    story.api.patch(f"/dags/{dag}", {"is_paused": True})
+    assert [message["subject"] for message in got] == [
+        f"Coldchain: verify of {KRAKEN} is failing (Damaged)", f"Coldchain: verify of {KRAKEN} is working again",
+    ]  # fmt: skip
+    assert f"{path} is gone: the next run writes it anew" in got[0]["said"]
+    assert got[0]["run"] in {f"{dag}/{run_id}" for run_id in runs}
 
 
 def test_9_a_backfill_by_cli_reprocesses_completed_scheduled_runs(story: Story) -> None:

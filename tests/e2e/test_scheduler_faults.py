@@ -19,7 +19,7 @@ from stack import process
 from stack.airflow_api import AirflowApi, ApiError
 from stack.state import Stack, find_state
 from tests.comparer import compare, connect_clickhouse
-from tests.e2e.test_scheduler import BINANCE, DAG, ENDED, TABLES, Story, wait_for_backfill
+from tests.e2e.test_scheduler import BINANCE, DAG, ENDED, STEPS, TABLES, Story, wait_for_backfill
 from tests.processes import await_true, run_stack
 from tests.reader import Reader, reading
 
@@ -184,6 +184,9 @@ def test_two_backfills_and_other_runs_at_once(scene: Scene) -> None:
     told = scene.told
     day = told.oldest_day()
     scene.insert()
+    scheduled = await_true(lambda: scheduled_run(told), "a run of the schedule")
+    began = datetime.now(UTC)
+    told.reset(scheduled, *(f"bronze.{BINANCE}.{step}" for step in STEPS))
     exact = {"start": day.isoformat(), "end": (day + timedelta(days=4)).isoformat(), "tables": [BINANCE]}
     runs = [told.api.trigger(DAG, exact), told.api.trigger(DAG, {"tables": [BINANCE]})]
     start = day + timedelta(hours=2)
@@ -193,8 +196,17 @@ def test_two_backfills_and_other_runs_at_once(scene: Scene) -> None:
     assert refused.value.status == 409
     wait_for_backfill(told, first)
     wait_for_backfill(told, backfill(told, start, start + timedelta(minutes=15)))
-    assert set(told.wait(runs)) == {"success"}
+    assert set(told.wait([*runs, scheduled])) == {"success"}
+    lived = told.api.run(DAG, scheduled)
+    assert lived["run_type"] == "scheduled"
+    assert datetime.fromisoformat(lived["start_date"]) >= began, "the schedule took no part"
     scene.check_equal()
+
+
+def scheduled_run(told: Story) -> str | None:
+    """Return the newest run of the schedule that has ended."""
+    found = told.api.get(f"/dags/{DAG}/dagRuns", run_type="scheduled", order_by="-run_after", limit=20)["dag_runs"]
+    return next((str(run["dag_run_id"]) for run in found if run["state"] in ENDED), None)
 
 
 def backfill(told: Story, start: datetime, end: datetime) -> int:

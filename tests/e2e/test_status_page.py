@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from playwright.sync_api import Browser, Frame, Page, expect, sync_playwright
 
 from stack.airflow_api import AirflowApi
 from stack.prerequisites import find_chromium
+from tests.processes import await_true
 
 ROOT = Path(__file__).parents[2]
 DAG, TABLE = "coldchain_offload", "bronze_trades_kraken"
@@ -207,6 +209,18 @@ def test_a_login_opens_the_metrics(page: Page, airflow: dict[str, str]) -> None:
         if each.startswith(f'coldchain_rows_published_total{{table="{TABLE}"')
     ]
     assert float(line.split()[1]) > 0
+
+
+def test_a_scheduled_run_that_misses_its_deadline_is_said_by_airflow_alone(api: AirflowApi, state: Path) -> None:
+    """Its limit is a minute after the start of its interval, which lies a quarter of an hour back: see conftest.py."""
+    said = rf"{DAG} run scheduled__\S+ has not ended 1 minutes after the start of its interval"
+
+    def is_said() -> bool:
+        logs = (path for path in state.rglob("*") if "triggerer" in str(path) and path.is_file())
+        return any(re.search(said, path.read_text(errors="replace")) for path in logs)
+
+    await_true(is_said, "the triggerer to say that a scheduled run is late")
+    assert api.get(f"/dags/{DAG}/dagRuns", run_type=["scheduled"])["total_entries"] > 0
 
 
 def test_the_form_triggers_a_run(page: Page, api: AirflowApi) -> None:

@@ -15,9 +15,11 @@ from pyiceberg.catalog import load_catalog
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.adoption import before_adoption
 from coldchain.core.sql import Query
+from coldchain.lake import head_of, live_files
 from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from stack import process
+from stack.airflow_api import AirflowApi
 from stack.state import Stack
 from tests.comparer import compare, connect_clickhouse
 from tests.e2e.conftest import TABLE
@@ -112,18 +114,33 @@ def test_a_lost_catalog_is_registered_and_its_tables_are_not_made_anew(desk: Des
 )
 def test_a_watermark_in_doubt_is_reset(desk: Desk, damage: str) -> None:
     desk.sql("coldchain", damage)
-    blocks = blocks_of("procedures/watermarks")
-    desk.shell.check(*(blocks if "NULL" in damage else blocks[:2]))
+    look, reset, _ = blocks_of("procedures/watermarks")
+    desk.shell.check(look, reset)
     watermark = "SELECT count(*) FROM coldchain.offload_watermarks WHERE last_offload_timestamp <= now()"
     assert desk.shell.check(f"ledger \"{watermark} AND table_name = '{TABLE}'\" | grep -qx ' *1'") == ""
     desk.check_equal()
 
 
-def test_a_dead_scheduler_is_found_and_started(desk: Desk, stack: Stack) -> None:
-    look, run, stretch, start = blocks_of("procedures/scheduling")
-    desk.shell.check(look, run, stretch)
+def test_a_table_that_was_dropped_is_made_anew(desk: Desk) -> None:
+    """Only then: as long as it is in the catalog, nothing is forgotten."""
+    *_, recreate = blocks_of("procedures/watermarks")
+    refused = desk.shell.run(recreate)
+    assert refused.returncode != 0
+    assert "drop or rename it first" in refused.stdout + refused.stderr
+    desk.catalog.drop_table(SPEC.target)
+    assert "segments would be forgotten" in desk.shell.check(recreate)
+    desk.check_equal()
+
+
+def test_a_dead_scheduler_is_found_and_started(desk: Desk, stack: Stack, api: AirflowApi) -> None:
+    """And a run that it left behind is ended, so that the next one need not wait for it."""
+    look, run, start, end = blocks_of("procedures/scheduling")
+    desk.shell.check(look, run)
     process.stop(stack, ["airflow-scheduler"])
     desk.insert()
+    left = api.trigger("coldchain_offload", {"tables": [TABLE]})
+    assert f"failed {left}" in desk.shell.check(end)
+    assert api.run("coldchain_offload", left)["state"] == "failed"
     desk.shell.check(start, f"make run TABLES={TABLE}")
     desk.check_equal()
 
@@ -157,6 +174,11 @@ def test_every_block_succeeds(name: str, desk: Desk) -> None:
     if name.endswith("consistency"):
         desk.shell.check("make run")  # other tables have not followed what was inserted here
         assert f"{TABLE}: 0 of " in desk.shell.check(*blocks)
+    elif name.endswith("compaction"):
+        before = len(live_files(table := desk.catalog.load_table(SPEC.target), head_of(table)))
+        desk.shell.check(*blocks)  # of a table that was just made anew, a file for each of its windows
+        after = len(live_files(table := desk.catalog.load_table(SPEC.target), head_of(table)))
+        assert 0 < after < before
     else:
         desk.shell.check(*blocks)
     RAN.update(blocks)

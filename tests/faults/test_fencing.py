@@ -130,6 +130,26 @@ def test_a_committer_that_wakes_before_its_successor_publishes_is_the_winner(lab
     check_outcome(lab, 33)
 
 
+@pytest.mark.fault("F23", recovery="retry")
+def test_a_committer_that_wakes_under_its_own_retry_is_recorded(lab: Lab) -> None:
+    """It moves `main` and can't record it; the retry, which had begun anew, records what `main` shows."""
+    prepare(lab)
+    with watching(lab):
+        steps_before(lab, "commit")
+        zombie = lab.start("commit", failpoint="publish.before_move=stop", **SHORT_LEASE)
+        zombie.await_stop()
+        retry = lab.start("commit", failpoint="publish.after_begin=stop")
+        retry.await_stop()
+        zombie.resume()
+        assert zombie.wait().returncode == Transient.exit_code, "it is cut off, and can't record what it did"
+        retry.resume()
+        done = retry.wait()
+        assert done.returncode == 0, done.stderr + done.stdout
+        owned = {path for segment in lab.ledger.segments(lab.name) for path in segment.paths}
+        assert owned == live_files(*main_of(lab)).keys(), "what is said to be committed is published"
+    check_outcome(lab, 32)
+
+
 @pytest.mark.parametrize("point", DRIVER)
 @pytest.mark.parametrize("wakes", ["before its retry commits", "after its retry committed"])
 @pytest.mark.fault("F24", recovery="retry")

@@ -24,7 +24,7 @@ from tests.reader import watching
 
 STEPS = ("read", "offload", "finish")
 
-CATALOG, LEDGER, SOURCE = "catalog", "ledger", "source"
+CATALOG, LEDGER, SOURCE, STORE = "catalog", "ledger", "source", "store"
 COMMIT = b"COMMIT"
 PG_MODES = ("lost request", "lost reply", "terminated")
 
@@ -60,12 +60,21 @@ def cases(points: dict[str, tuple[str, bytes, tuple[str, str, str]]]) -> list[An
 def failing(lab: Lab, service: str, fault: Fault) -> Iterator[None]:
     """Let the lab reach one service through a proxy that fails."""
     kept = lab.settings, lab.ledger, lab.lake, lab.client
-    uri = {CATALOG: kept[0].catalog_uri, LEDGER: kept[0].ledger_uri, SOURCE: kept[0].clickhouse_url}[service]
+    endpoint = kept[0].storage.get("s3.endpoint", "")
+    uri = {
+        CATALOG: kept[0].catalog_uri,
+        LEDGER: kept[0].ledger_uri,
+        SOURCE: kept[0].clickhouse_url,
+        STORE: endpoint,
+    }[service]
     host, port = re.search(r"(127\.0\.0\.1|localhost):(\d+)", uri).groups()  # type: ignore[union-attr]
     with proxy(host, int(port), fault) as at:
         through = uri.replace(f"{host}:{port}", f"127.0.0.1:{at}")
         if service == CATALOG:
             lab.settings = replace(lab.settings, catalog_uri=through)
+            lab.lake = Lake(lab.settings.catalog_properties)
+        elif service == STORE:
+            lab.settings = replace(lab.settings, storage={**kept[0].storage, "s3.endpoint": through})
             lab.lake = Lake(lab.settings.catalog_properties)
         elif service == LEDGER:
             lab.settings = replace(lab.settings, ledger_uri=through)

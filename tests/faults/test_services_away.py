@@ -169,7 +169,10 @@ def full_at(kind: str) -> Iterator[None]:
 @pytest.mark.fault("F34", recovery="next run")
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "not JSON"])
 def test_a_broken_metadata_file_is_named(filled: Lab, damage: str) -> None:
-    """The table is named as broken, with its file and what to do; nothing is written over it."""
+    """The table is named as broken, with its file and what to do; nothing is written over it.
+
+    Nobody watches: a reader opens the same file, and sees no rows at all, rather than wrong ones, for as long.
+    """
     table = filled.lake.require(filled.spec.target)
     kept = Path(table.metadata_location)
     whole = kept.read_bytes()
@@ -240,6 +243,7 @@ def test_the_catalogs_answer_is_lost(published: Lab, monkeypatch: pytest.MonkeyP
             with pytest.raises(Exception, match="nothing was published"):
                 published.finish(reading, run_key="test/lost")
     assert fired
+    assert [each.event for each in published.ledger.attempts(published.name, "test/lost")].count("unknown") == 1
     if not landed:
         published.run(run_key="test/next")
     published.check_equal(15)

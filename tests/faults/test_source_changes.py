@@ -134,7 +134,11 @@ def test_an_old_run_that_is_cleared_moves_nothing_back(lab: Lab) -> None:
 
 
 @pytest.mark.fault("F28", recovery="next run")
-@pytest.mark.parametrize("said", ["now() + interval '1 day'", "now() - interval '9 days'", "NULL"])
+@pytest.mark.parametrize(
+    "said",
+    ["now() + interval '1 day'", "now() - interval '9 days'", "NULL", "'20000-01-01'", "'0044-03-15 BC'", "'infinity'",
+     "'-infinity'"],
+)  # fmt: skip
 def test_a_watermark_row_that_somebody_wrote(lab: Lab, said: str) -> None:
     """It is derived from the segments: the next run repairs it, and skips or repeats nothing for it."""
     prepare(lab)
@@ -243,12 +247,13 @@ def test_hours_that_a_zone_skips_or_repeats(lab: Lab) -> None:
     spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
     for night in (spring, autumn):
         lab.insert_many(night, 24, 10 * MINUTE_US, first=night.month * 1000)
-    lab.steps(TZ="Europe/Berlin")
-    lab.insert([(autumn + timedelta(minutes=75, microseconds=1), 1), (spring + timedelta(minutes=75), 2)])
-    exact = lab.window(spring, autumn + DAY)
-    for step in STEPS:
-        done = lab.step(step, run_key="test/backfill", window=exact, TZ="America/New_York")
-        assert done.returncode == 0, done.stderr + done.stdout
+    with watching(lab):
+        lab.steps(TZ="Europe/Berlin")
+        lab.insert([(autumn + timedelta(minutes=75, microseconds=1), 1), (spring + timedelta(minutes=75), 2)])
+        exact = lab.window(spring, autumn + DAY)
+        for step in STEPS:
+            done = lab.step(step, run_key="test/backfill", window=exact, TZ="America/New_York")
+            assert done.returncode == 0, done.stderr + done.stdout
     lab.check_equal(50)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from coldchain.core.errors import Permanent, Superseded
 from coldchain.lake import head_of, live_files
-from tests.faults.test_fencing import check_sentence
+from tests.faults.test_fencing import SHORT_LEASE, check_sentence
 from tests.faults.test_kills import START, check_files, prepare
 from tests.lab import STEPS, Lab
 from tests.reader import watching
@@ -108,6 +109,28 @@ def test_snapshots_are_expired_while_a_stage_is_made(lab: Lab, point: str) -> No
     assert lab.run(run_key="test/idle").work is None
 
 
+@pytest.mark.fault("F35", "F36", recovery="next run")
+@pytest.mark.parametrize("point", ["offload.before_stage", "offload.after_stage"])
+def test_our_own_maintenance_while_a_stage_is_made(lab: Lab, point: str) -> None:
+    """It waits for the lease; what froze past its own loses branch and files, and is told so; `main` never had them."""
+    prepare(lab)
+    with watching(lab) as reader:
+        assert lab.step("read").returncode == 0
+        process = lab.start("offload", failpoint=f"{point}=stop", **SHORT_LEASE)
+        process.await_stop()
+        lab.let_lease_end()
+        tidied = lab.step("tidy", run_key="maintenance/run")
+        assert tidied.returncode == 0, tidied.stderr
+        assert json.loads(tidied.stdout)["orphans"] > 0, "by a clock of eight days later"
+        process.resume()
+        process.wait()
+        check_sentence(lab.step("validate"))
+        assert len(reader.seen) == 1
+        lab.steps(run_key="test/next")
+    lab.check_equal(32)
+    check_files(lab)
+
+
 @pytest.mark.fault("F36", recovery="clear")
 def test_orphan_files_are_removed_before_the_proof(lab: Lab) -> None:
     """A foreign clean-up with a short memory takes staged files: the proof misses them, and `main` never names them."""
@@ -129,7 +152,7 @@ def test_orphan_files_are_removed_before_the_proof(lab: Lab) -> None:
 
 @pytest.mark.fault("F36", recovery="none needed")
 def test_nothing_that_is_not_of_the_run_itself_is_removed(lab: Lab) -> None:
-    """Coldchain has no clean-up of orphans: stray files, old and new, outlive runs that succeed and runs that fail."""
+    """A run removes what it wrote itself and nothing else: stray files outlive runs that succeed and runs that fail."""
     prepare(lab)
     table = lab.lake.require(lab.spec.target)
     one = next(iter(live_files(table, head_of(table))))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from coldchain import audit as audit_module, difference
 from coldchain.audit import audit
 from coldchain.core.errors import Damaged
 from coldchain.core.request import Request
 from coldchain.core.windows import to_us
-from coldchain.lake import owner_of
-from tests.lab import Lab, yesterday
+from coldchain.lake import head_of, owner_of
+from coldchain.protocol import Turn
+from tests.lab import Lab, append_foreign, yesterday
 
 START = yesterday()
 HOUR = timedelta(hours=1)
@@ -51,6 +54,13 @@ def test_what_is_equal_is_not_due_again_for_a_day(lab: Lab) -> None:
     events = [attempt for attempt in lab.ledger.attempts(lab.name, "audit/1") if attempt.event == "audited"]
     assert [event.detail["segments"] for event in events] == [3]
     assert lab.ledger.lease(lab.name).holder is None
+
+
+def test_a_table_of_which_nothing_is_published_yet_is_no_finding(lab: Lab) -> None:
+    lab.insert([(START, 1)])
+    lab.read()
+    assert {segment.state for segment in lab.ledger.segments(lab.name)} == {"empty"}
+    assert look(lab).endswith("0 segments with 0 rows compared by content: all equal")
 
 
 @pytest.mark.parametrize("is_gone", [True, False], ids=["a file is gone", "a file is spoiled"])
@@ -94,7 +104,9 @@ def test_a_file_that_can_t_be_read_does_not_hide_the_others(lab: Lab) -> None:
     lab.check_equal(30)
 
 
-def test_a_source_that_changed_behind_the_horizon_is_named_by_key_and_repaired(lab: Lab) -> None:
+def test_a_source_that_changed_behind_the_horizon_is_named_by_key_and_repaired(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.spec = lab.spec.__class__.from_json({**lab.spec.to_json(), "late_horizon_us": 0})
     fill(lab)
     lab.run(run_key="test/whole")  # compared up to now: what comes for yesterday is beyond the horizon
@@ -105,17 +117,57 @@ def test_a_source_that_changed_behind_the_horizon_is_named_by_key_and_repaired(l
     (finding,) = found.findings
     assert finding.kind == "differing"
     assert f"first different bucket {(START + HOUR).isoformat().replace('+00:00', 'Z')}" in finding.said
-    assert "1 rows with other values: symbol=XRPETH ts=" in finding.said
-    assert "seq=101" in finding.said
-    assert "1 rows only in the source: symbol=XRPETH" in finding.said
+    key = f"symbol=XRPETH ts={START + HOUR:%Y-%m-%d %H:%M:%S}.000000 seq=101"
+    assert f"1 keys with other rows: {key}, 1 keys only in the source: symbol=XRPETH" in finding.said
     assert "seq=777" in finding.said
+    monkeypatch.setattr(difference, "KEYS_AT_ONCE", 1)  # a bucket that is too large to be held at once
+    (finding,) = audit(lab.turn("audit/2"), lab.client, "all").findings
+    assert re.search(r"2 of 11 shares of its keys differ; in the first 1 keys .*seq=(101|777)$", finding.said)
     lab.run(run_key="test/repair")
     lab.check_equal(31)
 
 
-def test_a_sample_is_compared_row_by_row(lab: Lab) -> None:
+def test_a_sample_is_compared_row_by_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that differ although their hashes add up to the same are found by nothing else."""
     fill(lab, 2)
     assert "2 segments with 20 rows compared by content: all equal" in look(lab, "deep")
+    lab.insert([(START, 1)], price="9")
+    monkeypatch.setattr(
+        "coldchain.audit.source_of", lambda services, spec, segments: [(s, s.fingerprint) for s in segments]
+    )
+    assert "all equal" in look(lab, "all")
+    with pytest.raises(Damaged, match=r"equal fingerprints, but rows differ: 1 keys with other rows: .* seq=1: the"):
+        look(lab, "deep")
+    monkeypatch.undo()
+    lab.run(run_key="test/repair")
+    lab.check_equal(20)
+
+
+def test_every_file_that_main_references_must_exist(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its segment is due or not, and whoever wrote it; what a run replaces meanwhile is no finding."""
+    fill(lab)
+    table = lab.lake.require(lab.spec.target)
+    ours = head_of(table)
+    append_foreign(table, lab.window(START, START + HOUR))
+    (Path(table.location()) / "data" / "part-00000.parquet").unlink()
+    file_of(lab, 2).unlink()
+    words = r"part-00000.parquet, which main .* is gone \(and 1 more\): it is another writer's: put it back"
+    with pytest.raises(Damaged, match=words):
+        look(lab, "due")
+    table.refresh().manage_snapshots().set_current_snapshot(snapshot_id=ours).commit()
+    lease = audit_module._lease
+
+    def slow(turn: Turn) -> str:
+        token = lease(turn)
+        turn.ledger.release(lab.name, token)
+        lab.run(run_key="test/repair")
+        return lease(turn)
+
+    with pytest.raises(Damaged, match=r"segment=\d+: .* is gone: the next run writes it anew"):
+        look(lab, "due")
+    monkeypatch.setattr(audit_module, "_lease", slow)
+    assert look(lab, "due").endswith("all equal")
+    lab.check_equal(30)
 
 
 def test_a_damaged_file_whose_rows_the_source_forgot_is_for_a_person(lab: Lab) -> None:

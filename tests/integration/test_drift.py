@@ -14,6 +14,7 @@ from coldchain.core.windows import MINUTE_US
 from coldchain.lake import head_of, live_files
 from coldchain.report import Services, verify_table
 from tests.lab import Lab, yesterday
+from tests.reader import reading, watching
 
 START = yesterday()
 HOUR = timedelta(hours=1)
@@ -42,7 +43,12 @@ def files(lab: Lab) -> set[str]:
 
 
 def verify(lab: Lab) -> list[str]:
-    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec)
+    return verify_table(Services(lab.client, lab.ledger, lab.lake), lab.spec).differences
+
+
+def noted(lab: Lab, run_key: str) -> list[str]:
+    """Return what the run's events say of the source's columns."""
+    return [said for event in lab.ledger.attempts(lab.name, run_key) for said in event.detail.get("drift", ())]
 
 
 def later(minutes: int) -> str:
@@ -53,11 +59,19 @@ def later(minutes: int) -> str:
 def test_a_new_column_is_added_and_moves_no_older_segment(filled: Lab) -> None:
     """The column is added before a row is staged; what is published stays as it is."""
     before = files(filled)
-    alter(filled, "ADD COLUMN venue LowCardinality(String) DEFAULT 'spot', ADD COLUMN fee Nullable(Decimal(9, 2))")
-    reading = filled.run(run_key="test/nothing")
-    assert reading.work is None, "the rows are the same by the columns that they were published with"
-    insert(filled, "ts, seq, venue, fee", f"{later(1)}, 900, 'margin', 1.25")
-    filled.run(run_key="test/new")
+    with watching(filled) as reader:
+        alter(filled, "ADD COLUMN venue LowCardinality(String) DEFAULT 'spot', ADD COLUMN fee Nullable(Decimal(9, 2))")
+        reading = filled.run(run_key="test/nothing")
+        assert reading.work is None, "the rows are the same by the columns that they were published with"
+        wanted = [
+            f"column {each} is new in the source: added to Iceberg"
+            for each in ("venue string", "fee nullable decimal(9, 2)")
+        ]
+        assert noted(filled, "test/nothing") == wanted, "an idle run says it in the ledger too"
+        insert(filled, "ts, seq, venue, fee", f"{later(1)}, 900, 'margin', 1.25")
+        filled.run(run_key="test/new")
+        assert noted(filled, "test/new") == wanted
+    reader.check_equal()
     table = filled.lake.require(filled.spec.target)
     assert {str(table.schema().find_field(name).field_type) for name in ("venue", "fee")} == {"string", "decimal(9, 2)"}
     assert before < files(filled), "no file was replaced"
@@ -124,11 +138,13 @@ def test_a_column_that_becomes_nullable_becomes_optional(filled: Lab) -> None:
 @pytest.mark.fault("F32", recovery="change the source back")
 def test_what_would_lose_values_fails_before_a_row_moves(filled: Lab, change: str, said: str) -> None:
     """The table is refused with the column's name, and nothing moves."""
-    alter(filled, change)
-    insert(filled, "ts, seq", f"{later(1)}, 900")
-    before = filled.lake.require(filled.spec.target).metadata_location
-    with pytest.raises(SchemaDrift, match=f"{said}.*schema_drift=add does not allow it and nothing moves"):
-        filled.run(run_key="test/drift")
+    with reading(filled.settings, filled.spec) as reader:  # which sees main alone: the source's columns have gone
+        alter(filled, change)
+        insert(filled, "ts, seq", f"{later(1)}, 900")
+        before = filled.lake.require(filled.spec.target).metadata_location
+        with pytest.raises(SchemaDrift, match=f"{said}.*schema_drift=add does not allow it and nothing moves"):
+            filled.run(run_key="test/drift")
+    assert len(reader.seen) == 1, "main is what it was"
     assert filled.lake.require(filled.spec.target).metadata_location == before
     assert filled.ledger.lease(filled.name).holder is None
 
@@ -158,7 +174,9 @@ def test_a_frozen_table_moves_on_without_the_new_column(filled: Lab, caplog: pyt
     alter(filled, "ADD COLUMN venue String")
     insert(filled, "ts, seq, venue", f"{later(1)}, 900, 'margin'")
     filled.run(run_key="test/frozen")
-    assert "column venue string is new in the source: left out, for schema_drift=freeze" in caplog.text
+    said = "column venue string is new in the source: left out, for schema_drift=freeze"
+    assert said in caplog.text
+    assert noted(filled, "test/frozen") == [said], "the columns' version is known, and the event says it all the same"
     assert "venue" not in filled.lake.require(filled.spec.target).schema().column_names
     assert len(filled.lake.require(filled.spec.target).scan().to_arrow()) == 61
     assert verify(filled) == []
@@ -174,13 +192,15 @@ def test_a_strict_table_refuses_a_new_column(filled: Lab) -> None:
 @pytest.mark.fault("F32", "F11", recovery="retry")
 def test_a_driver_that_dies_between_schema_and_stage_leaves_nothing_half_done(filled: Lab) -> None:
     """Readers see the new column and the old rows; the retry goes on from there."""
-    alter(filled, "ADD COLUMN venue String DEFAULT 'spot'")
-    insert(filled, "ts, seq, venue", f"{later(1)}, 900, 'margin'")
-    assert filled.step("read", run_key="test/dies").returncode == 0
-    died = filled.step("offload", run_key="test/dies", failpoint="offload.after_schema=kill")
-    assert died.returncode in (-9, 137), died.stderr
-    assert "venue" in filled.lake.require(filled.spec.target).schema().column_names
-    assert len(filled.lake.require(filled.spec.target).scan().to_arrow()) == 60, "readers see what they saw"
-    filled.steps(run_key="test/dies")
+    with watching(filled) as reader:
+        alter(filled, "ADD COLUMN venue String DEFAULT 'spot'")
+        insert(filled, "ts, seq, venue", f"{later(1)}, 900, 'margin'")
+        assert filled.step("read", run_key="test/dies").returncode == 0
+        died = filled.step("offload", run_key="test/dies", failpoint="offload.after_schema=kill")
+        assert died.returncode in (-9, 137), died.stderr
+        assert "venue" in filled.lake.require(filled.spec.target).schema().column_names
+        assert len(filled.lake.require(filled.spec.target).scan().to_arrow()) == 60, "readers see what they saw"
+        filled.steps(run_key="test/dies")
+    reader.check_equal()
     assert len(filled.lake.require(filled.spec.target).scan().to_arrow()) == 61
     assert verify(filled) == []

@@ -10,7 +10,9 @@ import psycopg2
 import pytest
 
 from coldchain.core.errors import UnsupportedType
-from coldchain.lake import Lake
+from coldchain.core.windows import Window
+from coldchain.lake import MAIN, Lake, live_files
+from tests.bench.growth import QUARTER_US, Year
 from tests.lab import Lab
 
 
@@ -50,3 +52,21 @@ def test_a_column_without_a_lossless_form_is_named(lab: Lab) -> None:
     lab.execute(f"ALTER TABLE k2.{lab.name} ADD COLUMN odd AggregateFunction(sum, UInt64)")
     with pytest.raises(UnsupportedType, match=r"column odd AggregateFunction\(sum, UInt64\)"):
         lab.read()
+
+
+def test_late_rows_in_every_commit_let_neither_manifests_nor_metadata_files_grow(tmp_path: Path) -> None:
+    """Pyiceberg 0.12 merges manifests on append alone: a table that replaces files in every commit never appends."""
+    year = Year(tmp_path)
+    windows = [Window(at * QUARTER_US, (at + 1) * QUARTER_US) for at in range(36)]
+    for window, before in zip(windows, [None, *windows], strict=False):
+        year.commit([window, *([before] if before else [])], 10_000)
+        table = year.lake.require(year.target)
+        snapshot = table.metadata.snapshot_by_name(MAIN)
+        assert snapshot is not None
+        manifests = snapshot.manifests(table.io)
+        assert len(manifests) <= 20
+    assert live_files(table, snapshot.snapshot_id).keys() == {*year.paths.values()}
+    entries = [entry for each in manifests for entry in each.fetch_manifest_entry(table.io)]
+    assert {entry.sequence_number for entry in entries} == {*range(3, snapshot.sequence_number + 1)}
+    files = [path.name for path in Path(f"{table.location().removeprefix('file://')}/metadata").glob("*.metadata.json")]
+    assert len(files) <= 101, "one for each of 109 commits but for the rule"

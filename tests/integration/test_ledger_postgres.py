@@ -23,6 +23,7 @@ from coldchain.store.ledger import Base, Comparison
 from coldchain.store.memory import WatermarkRow
 from coldchain.store.migrate import MIGRATIONS, migrate
 from coldchain.store.postgres import PostgresLedger
+from coldchain.ui.queries import LedgerReader
 from tests.contracts.ledger import LedgerContract, base, stage, staged
 
 
@@ -49,6 +50,13 @@ class TestPostgresLedger(LedgerContract):
                 "UPDATE coldchain.leases SET expires_at = clock_timestamp() - interval '1 s' WHERE table_id = "
                 "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)",
                 (name,),
+            )
+
+    def pass_days(self, ledger: Any, name: str, days: float) -> None:
+        with ledger._transaction() as cursor:
+            cursor.execute(
+                "UPDATE coldchain.incidents SET seen_at = seen_at - make_interval(secs => %s) WHERE name = %s",
+                (days * 24 * 3600, name),
             )
 
     def damage(self, ledger: Any, name: str, watermark_us: int | None) -> None:
@@ -147,6 +155,42 @@ def test_what_is_old_is_forgotten_and_no_counter_goes_back(
     assert counters(ledger, spec.name) == counted
     with pytest.raises(psycopg2.errors.RaiseException, match="of the last 30 days are kept"):
         ledger.forget(spec.name, 29)
+
+
+def test_old_refusals_and_ended_incidents_are_forgotten_and_no_count_goes_back(ledger: PostgresLedger) -> None:
+    run = uuid.uuid4().hex
+    with ledger._transaction() as cursor:
+        for days in (100, 95, 80):
+            cursor.execute(
+                "INSERT INTO coldchain.rejections (source, reason, run_key, at) "
+                "VALUES ('params', 'mode', %s, clock_timestamp() - make_interval(days => %s))",
+                (f"{run}/{days}", days),
+            )
+        for ended in (100, 80, None):
+            cursor.execute(
+                "INSERT INTO coldchain.incidents (name, kind, said, run_key, closed_at) "
+                "VALUES (%s, 'Damaged', '', '', clock_timestamp() - make_interval(days => %s))",
+                (run, ended),
+            )
+    counted = rejections(ledger)
+    dropped, ended = ledger.forget_messages(90)
+    assert dropped >= 2
+    assert ended >= 1
+    assert ledger.forget_messages(90) == (0, 0)
+    assert rejections(ledger) == counted
+    with ledger._transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM coldchain.rejections WHERE run_key LIKE %s", (f"{run}/%",))
+        assert cursor.fetchone() == (1,)
+        cursor.execute("SELECT count(*), count(closed_at) FROM coldchain.incidents WHERE name = %s", (run,))
+        assert cursor.fetchone() == (2, 1), "one that is open stays"
+    with pytest.raises(psycopg2.errors.RaiseException, match="of the last 30 days are kept"):
+        ledger.forget_messages(29)
+
+
+def rejections(ledger: PostgresLedger) -> dict[tuple[str, str], float]:
+    """Read what the metric counts."""
+    with ledger._transaction() as cursor:
+        return LedgerReader(cursor).rejections()
 
 
 def counters(ledger: PostgresLedger, name: str) -> dict[tuple[str, str], float]:

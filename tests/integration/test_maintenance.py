@@ -182,7 +182,9 @@ def test_a_dead_attempt_s_branch_and_files_go_and_a_live_one_s_stay(lab: Lab) ->
     lab.check_equal(45)
 
 
+@pytest.mark.fault("F36", recovery="none needed")
 def test_only_old_files_with_our_names_go(lab: Lab) -> None:
+    """Of what nothing needs, our own maintenance takes what is older than three days and bears a name of ours."""
     fill(lab, range(2))
     folder = Path(next(iter(files(lab)))).parent
     window = Window(to_us(DAY), to_us(DAY + HOUR))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from stack.clickhouse import schema_files
@@ -141,6 +143,31 @@ def check_silver_is_bronze(market: Market) -> None:
         for row in market.silver()
     }
     assert silver == bronze
+
+
+def test_the_same_offset_in_two_partitions_is_two_messages(market: Market) -> None:
+    """Kraken numbers nothing, and its topic has three partitions: none of their trades may take another's place."""
+    pair = f"{market.base}/EUR"
+    market.deliver(
+        *(replace(kraken(pair, 7, (DAY_US, "1.5", "2", "b"), (DAY_US, "1.6", "2", "s")), partition=n) for n in (0, 1)),
+        replace(kraken(pair, 7, (DAY_US + 1, "1.5", "2", "b")), partition=2),
+        replace(kraken(pair, (1 << 38) - 1, (DAY_US, "1.7", "2", "b")), partition=511),
+    )
+    market.merge()
+    numbers = [(n << 54) + (7 << 16) + index for n, index in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
+    wanted = [*numbers, (511 << 54) + (((1 << 38) - 1) << 16)]
+    assert sorted(row["sequence_number"] for row in market.rows("k2.bronze_trades_kraken FINAL")) == wanted
+    assert wanted[-1] < 2**63, "the registry holds it as a long"
+    silver = market.silver()
+    assert sorted(row["trade_id"] for row in silver) == sorted(f"KRAKEN-{number}" for number in wanted)
+    assert len({row["message_id"] for row in silver}) == len(wanted)
+
+
+@pytest.mark.parametrize(("partition", "offset"), [(512, 7), (0, 1 << 38)])
+def test_a_place_that_has_no_number_of_its_own_is_refused(market: Market, partition: int, offset: int) -> None:
+    with pytest.raises(DatabaseError, match="too large for a sequence number"):
+        market.deliver(replace(kraken(f"{market.base}/EUR", offset, (DAY_US, "1.5", "2", "b")), partition=partition))
+    assert market.rows("k2.bronze_trades_kraken") == []
 
 
 def test_what_comes_twice_changes_nothing_but_when_it_came(market: Market) -> None:

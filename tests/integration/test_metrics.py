@@ -107,8 +107,24 @@ def test_a_failure_is_counted_once_and_the_next_try_is_a_retry(client: TestClien
     assert found["attempts_total{manual}"] == found["attempts_total{retry}"] == 1
     assert found["validation_total{failed}"] == 1
     assert found["fence_rejected_total"] == found["runs_total{fenced}"] == 1
+    assert found["schema_drift"] == 0
     assert found["lease_age_seconds"] >= 0
     assert found["table_last_failure_timestamp_seconds"] > 0
+
+
+def test_drift_and_a_source_s_newest_row_are_seen(client: TestClient, ground: Ground) -> None:
+    """And no run that saw no row, or none at all, forgets it."""
+    assert math.isnan(scrape(client)["table_source_max_event_timestamp_seconds"])
+    token, run_key = ground.begin(day_us(ground, 1))
+    for newest_us in (5_000_000, 7_000_000, None):
+        ground.ledger.record_comparison(ground.name, token, Comparison(None, None, "v1", GRID_US, newest_us=newest_us))
+    ground.ledger.note(ground.name, token, run_key, "unknown", {"error": "the answer was lost"})
+    ground.ledger.release(ground.name, token)
+    ground.fail("a column is gone", kind="SchemaDrift")
+    found = scrape(client)
+    assert found["table_source_max_event_timestamp_seconds"] == 7
+    assert found["commit_unknown_total"] == found["schema_drift"] == 1
+    assert found["attempts_total{retry}"] == 0, "it is no end of a try"
 
 
 def test_a_correction_counts_rows_again_but_not_the_delay(client: TestClient, ground: Ground) -> None:
@@ -120,6 +136,18 @@ def test_a_correction_counts_rows_again_but_not_the_delay(client: TestClient, gr
     assert found["windows_total{published}"] == 2
     assert found["rows_published_total"] == 21
     assert found["window_publish_delay_seconds_count"] == 1
+
+
+def test_what_is_known_to_be_unequal_does_not_hide_what_nobody_compares(client: TestClient, ground: Ground) -> None:
+    ground.publish(day_us(ground, 1), 2)
+    bad, other = (segment.segment_id for segment in ground.ledger.segments(ground.name))
+    token = ground.ledger.acquire(ground.name, "audit/1")
+    ground.ledger.record_audit(ground.name, token, [], [bad], [], None)
+    found = scrape(client)
+    assert found["segments_unequal"] == 1
+    assert found["table_verified_timestamp_seconds"] == ground.ledger.verifications(ground.name)[0][other] / 1e6 > 0
+    ground.ledger.record_audit(ground.name, token, [], [other], [], None)
+    assert math.isnan(scrape(client)["table_verified_timestamp_seconds"])
 
 
 def test_what_can_t_be_used_or_is_off_is_visible(client: TestClient, ground: Ground) -> None:

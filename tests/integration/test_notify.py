@@ -4,55 +4,33 @@ from __future__ import annotations
 
 import json
 import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from email import message_from_string
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import Connection
 
-from coldchain import notify
+from coldchain import connections, notify
+from coldchain.dagfactory import build_maintenance_dag, build_offload_dag, build_verify_dag
+from coldchain.registry import BadTable, Registry
+from coldchain.store.ledger import OFFLOAD
 from coldchain.store.memory import MemoryLedger
+from tests.lab import Lab, yesterday
+from tests.sinks import serving, taking_posts
 from tests.unit.engine import spec
 
 NAME = "trades"
 
 
-@contextmanager
-def serving(server: socketserver.BaseServer) -> Iterator[int]:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]  # type: ignore[misc]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture
 def posted() -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
-    """An HTTP sink: its port, what was posted, and the statuses to answer with next (200 once they are used up)."""
-    got: list[dict[str, Any]] = []
-    answers: list[int] = []
-
-    class Sink(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = answers.pop(0) if answers else 200
-            if status == 200:
-                got.append(body)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with serving(HTTPServer(("127.0.0.1", 0), Sink)) as port:
-        yield port, got, answers
+    """An HTTP sink."""
+    with taking_posts() as sink:
+        yield sink
 
 
 @pytest.fixture
@@ -107,7 +85,7 @@ def test_three_tries_and_three_runs_are_one_message(book: MemoryLedger, posted: 
 def test_nothing_is_sent_until_a_connection_exists(book: MemoryLedger) -> None:
     notify.failing(book, NAME, "Unavailable", "x", "dag/1", list)
     notify.working(book, NAME, "dag/2", list)
-    assert book.close_incidents(NAME) == []
+    assert book.close_incidents([(NAME, OFFLOAD)]) == []
 
 
 def test_what_could_not_be_sent_goes_with_the_next_failure(
@@ -144,3 +122,68 @@ def test_mail_is_sent(book: MemoryLedger, mailed: Any) -> None:
     assert mail["Subject"] == "Coldchain: trades is failing (SourceShrank)"
     assert mail["To"] == "oncall@example.com, desk@example.com"
     assert "3 rows are gone" in mail.get_payload()
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Real tasks whose failures go to a sink, as Airflow would run them: a task that fails, and then its callback."""
+
+    registry: Registry
+
+    def run(self, build: Callable[[Registry], Any], task_id: str, **params: Any) -> bool:
+        """Run a task; tell whether it succeeded."""
+        dag = build(self.registry)
+        task = dag.get_task(task_id)
+        context = {
+            "params": {**dag.params.dump(), **params}, "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id="run"),
+            "ti": SimpleNamespace(try_number=1, max_tries=0), "task_instance": SimpleNamespace(task_id=task_id),
+        }  # fmt: skip
+        try:
+            task.execute(context)
+        except Exception as error:
+            callbacks = task.on_failure_callback
+            for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+                callback({**context, "exception": error})
+            return False
+        return True
+
+
+def test_what_fails_beside_the_offload_is_told_and_ends_with_its_own_success(
+    environment: dict[str, str], lab: Lab, posted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage, maintenance that fails, a refused entry: told by the connection that Airflow finds, once each."""
+    port, got, _ = posted
+    form = {"conn_type": "http", "password": f"http://127.0.0.1:{port}/hook"}
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_NOTIFY_WEBHOOK", json.dumps(form))
+    for name in ("CLICKHOUSE", "POSTGRES", "ICEBERG"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_COLDCHAIN_{name}", environment[f"AIRFLOW_CONN_COLDCHAIN_{name}"])
+    bad = f"bad_{lab.name}"
+    watched = Watched(Registry((lab.spec,), (BadTable(bad, "bronze", ("line 3: grid=7m is not allowed",)),)))
+    lab.insert_many(yesterday(), 5, 1_000_000)
+    lab.run()
+    (path,) = (path for segment in lab.ledger.segments(lab.name) for path in segment.paths)
+    Path(path).unlink()
+    assert not watched.run(build_maintenance_dag, f"{lab.name}.tidy", tables="nonsense", wrong=True)
+    for _ in range(2):
+        assert not watched.run(build_verify_dag, lab.name)
+        assert not watched.run(build_offload_dag, f"bronze.{bad}.registry")
+    assert [message["subject"] for message in got] == [
+        f"Coldchain: tidy of {lab.name} is failing (BadRequest)",
+        f"Coldchain: verify of {lab.name} is failing (Damaged)",
+        f"Coldchain: registry of {bad} is failing (RegistryProblem)",
+    ]
+    assert "is gone: the next run writes it anew" in got[1]["said"]
+    assert lab.ledger.last_run(lab.name)[0] == "success", "the offload's own state is not the audit's"
+    got.clear()
+    lab.run(run_key="test/repair")
+    notify.working(lab.ledger, lab.name, "test/repair", connections.senders)
+    assert got == [], "an offload that works says nothing of these"
+    assert watched.run(build_verify_dag, lab.name)
+    assert watched.run(build_maintenance_dag, f"{lab.name}.tidy")
+    notify.working(lab.ledger, bad, "test/1", connections.senders)  # the entry was corrected, and its table moved
+    assert [(each["state"], each["table"], each["work"], each["said"].rpartition(" ")[2]) for each in got] == [
+        ("working again", lab.name, "verify", "Damaged"), ("working again", lab.name, "tidy", "BadRequest"),
+        ("working again", bad, "offload", "RegistryProblem"),
+    ]  # fmt: skip
+    assert watched.run(build_verify_dag, lab.name)
+    assert len(got) == 3

@@ -23,9 +23,12 @@ from coldchain.core.windows import HOUR_US
 from coldchain.lake import Lake, head_of, list_files, live_files
 from coldchain.maintenance import tidy
 from tests.faults.test_executors import MANY, insert_many
+from tests.faults.test_kills import prepare
+from tests.faults.test_lost_replies import STORE, converge, go
 from tests.integration.test_maintenance import aged, compact
 from tests.lab import ROOT, Lab, yesterday
 from tests.processes import await_true, free_port
+from tests.proxy import Fault
 from tests.reader import watching
 
 PIN = "moto[server]==5.2.5"
@@ -127,6 +130,22 @@ def test_a_killed_driver_leaves_orphans_that_maintenance_removes(lab: Lab, point
     table = lab.lake.require(lab.spec.target)
     assert {file.path for file in list_files(table, "data")} == live
     lab.check_equal(60)
+
+
+@pytest.mark.parametrize(
+    ("step", "object_name", "times"),
+    [("offload", b".parquet", 1), ("offload", b".parquet", 99), ("offload", b".avro", 99),
+     ("finish", b".metadata.json", 99)],
+)  # fmt: skip
+def test_an_object_is_written_and_the_reply_is_lost(lab: Lab, step: str, object_name: bytes, times: int) -> None:
+    """Written once more, or given up with a sentence: what landed unknown is in no snapshot, and no row is doubled."""
+    prepare(lab)
+    fault = Fault("lost reply", object_name, armed_by=b"PUT /cold/warehouse/", times=times)
+    with watching(lab):
+        has_succeeded = go(lab, "test/run", until=step, service=STORE, fault=fault)
+        assert fault.fired >= 1, "the fault did not happen"
+        assert has_succeeded == (times == 1)
+        converge(lab, "retry")
 
 
 def test_an_object_that_changed_under_its_name_is_not_published(lab: Lab) -> None:

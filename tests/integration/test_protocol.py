@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 
 from coldchain import proof, protocol
 from coldchain.core.errors import (
@@ -20,12 +26,14 @@ from coldchain.core.errors import (
 )
 from coldchain.core.job import Stage
 from coldchain.core.request import Request
-from coldchain.core.windows import to_us
+from coldchain.core.windows import DAY_US, to_us
 from coldchain.lake import head_of, live_files
+from coldchain_spark.datafile import data_file
 from coldchain_spark.footer import split_tail
 from coldchain_spark.slices import Slice
-from coldchain_spark.stream import Streamed
+from coldchain_spark.stream import STREAM_SETTINGS, Streamed
 from tests.lab import DAY, Lab, append_foreign, yesterday
+from tests.reader import watching
 
 QUARTER = timedelta(minutes=15)
 START = yesterday()
@@ -107,11 +115,13 @@ def test_a_window_that_became_empty_is_deleted(lab: Lab) -> None:
     lab.insert_many(START, 30, 1_000_000)
     lab.run()
     (segment,) = [s for s in lab.ledger.segments(lab.name) if s.paths]
-    lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
-    lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
+    with watching(lab):
+        lab.execute(f"TRUNCATE TABLE k2.{lab.name}")
+        lab.run(Request(None, None, allow_shrink={segment.segment_id: 0}), run_key="test/approved")
     table = lab.lake.require(lab.spec.target)
     assert live_files(table, head_of(table)) == {}
     assert {s.state for s in lab.ledger.segments(lab.name)} == {"empty"}
+    lab.check_equal(0)
 
 
 def test_rows_on_an_edge_belong_to_the_later_window(lab: Lab) -> None:
@@ -177,6 +187,24 @@ def test_a_zombie_driver_can_publish_nothing(lab: Lab) -> None:
     lab.check_equal(10)
 
 
+def test_a_proof_counts_for_the_snapshot_that_it_looked_at(lab: Lab) -> None:
+    """A driver that YARN starts again has the token of the first: what it stages is not what was proven."""
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    lab.offload(reading)
+    turn, work = lab.turn(), reading.work
+    assert work is not None
+    stage = protocol.latest_stage(turn, work, "staged")
+    assert stage is not None
+    proof.prove(turn, stage)
+    assert lab.offload(reading, token=stage.token).outcome == "staged"
+    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
+    with pytest.raises(StageGone, match=r"nothing validated by test/run .* clear the table's validate task"):
+        protocol.latest_stage(turn, work, "validated")
+    lab.finish(reading)
+    lab.check_equal(10)
+
+
 @pytest.mark.fault("F25", recovery="clear")
 def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> None:
     """A task that is cleared finds its work published, and leaves it alone."""
@@ -184,9 +212,10 @@ def test_every_task_cleared_alone_succeeds_once_all_is_published(lab: Lab) -> No
     reading = lab.run()
     turn, work = lab.turn(), reading.work
     assert work is not None
-    assert protocol.is_done(turn, work), "offload has nothing to do"
-    assert protocol.latest_stage(turn, work, "staged") is None, "validate has nothing to do"
-    assert protocol.latest_stage(turn, work, "validated") is None, "commit has nothing to do"
+    with watching(lab):
+        assert protocol.is_done(turn, work), "offload has nothing to do"
+        assert protocol.latest_stage(turn, work, "staged") is None, "validate has nothing to do"
+        assert protocol.latest_stage(turn, work, "validated") is None, "commit has nothing to do"
     lab.check_equal(10)
 
 
@@ -300,10 +329,10 @@ def test_a_lost_watermark_row_is_repaired_and_changes_nothing(lab: Lab) -> None:
      ({"unique": True}, r"check unique \(symbol, ts, seq\) is broken by 5 rows")],
 )  # fmt: skip
 def test_a_broken_check_keeps_a_window_unpublished(lab: Lab, checks: dict[str, object], words: str) -> None:
-    lab.spec = lab.spec.__class__.from_json({**lab.spec.to_json(), "checks": checks, "read": "raw"})
+    lab.keep_doubles()
+    lab.spec = lab.spec.__class__.from_json({**lab.spec.to_json(), "checks": checks})
     lab.insert_many(START, 40, 1_000_000)
     if "unique" in checks:
-        lab.execute(f"SYSTEM STOP MERGES k2.{lab.name}")
         lab.insert_many(START, 5, 1_000_000)
     reading = lab.read()
     lab.offload(reading)
@@ -316,6 +345,49 @@ def test_a_broken_check_keeps_a_window_unpublished(lab: Lab, checks: dict[str, o
     lab.run(run_key="test/without")
     assert sum(f.record_count for f in live_files(lab.lake.require(lab.spec.target),
                head_of(lab.lake.require(lab.spec.target))).values()) in (40, 45)  # fmt: skip
+
+
+def rewritten(table: Table, file: Streamed, change: dict[str, Any]) -> DataFile:
+    """Describe a file to Iceberg as the driver does, but for what is changed."""
+    described = data_file(table, file)
+    names = ["content", "file_path", "file_format", "partition", "record_count", "file_size_in_bytes",
+             "lower_bounds", "upper_bounds"]  # fmt: skip
+    kept = {name: getattr(described, name) for name in names}
+    return DataFile.from_args(**kept | {"spec_id": table.metadata.default_spec_id} | change)
+
+
+MISPLACED: list[tuple[dict[str, Any], str]] = (
+    [({"partition": Record("BTCUSDT", to_us(START) // DAY_US)},
+      r"lies in partition \['BTCUSDT'\], and holds rows of \[\['XRPETH'\]\]"),
+     ({"partition": Record("XRPETH", to_us(START) // DAY_US - 1)}, r"lies in the day numbered \d+ since 1970"),
+     ({"lower_bounds": {1: to_us(START + timedelta(seconds=1)).to_bytes(8, "little")}}, "has the bounds"),
+     ({"upper_bounds": {1: to_us(START + timedelta(seconds=1)).to_bytes(8, "little")}}, "has the bounds")]
+)  # fmt: skip
+
+
+def test_a_file_that_readers_would_not_look_into_is_not_published(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal content is not enough: who prunes by partition or bounds must find it."""
+    lab.spec = replace(lab.spec, partitioning=("symbol", "day(ts)"))
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    for change, words in MISPLACED:
+        with monkeypatch.context() as patch:
+            patch.setattr("coldchain_spark.offload.data_file", partial(rewritten, change=change))
+            lab.offload(reading)
+        with pytest.raises(ProofFailed, match=words):
+            lab.finish(reading)
+    lab.offload(reading)
+    lab.finish(reading)
+    lab.check_equal(10)
+
+
+def test_another_codec_is_not_published(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.insert_many(START, 10, 1_000_000)
+    reading = lab.read()
+    monkeypatch.setitem(STREAM_SETTINGS, "output_format_parquet_compression_method", "lz4")
+    lab.offload(reading)
+    with pytest.raises(ProofFailed, match="is compressed by LZ4, not by ZSTD"):
+        lab.finish(reading)
 
 
 def read_footer(path: str) -> Streamed:
@@ -345,6 +417,7 @@ def test_the_proof_fails_when_the_stage_is_not_the_source(lab: Lab, damage: str)
         segment["window"][0] += 900_000_000
     else:
         segment["hash"] = str(int(segment["hash"]) ^ 1)
-    with pytest.raises(ProofFailed, match=f"table={lab.name}"):
-        proof.prove(turn, Stage.from_json(data))
-    proof.prove(turn, stage)
+    with watching(lab):
+        with pytest.raises(ProofFailed, match=f"table={lab.name}"):
+            proof.prove(turn, Stage.from_json(data))
+        proof.prove(turn, stage)

@@ -227,6 +227,34 @@ def test_a_replacing_table_whose_event_time_is_outside_its_key_is_refused(lab: L
     assert main_rows(lab) == 1, "one row in the source (FINAL), two in Iceberg, both proven"
 
 
+def test_a_replacing_table_is_not_read_as_its_rows_stand(lab: Lab) -> None:
+    """Versions that are not merged yet would be proven as rows, and after the next merge the source has shrunk."""
+    lab.insert([(START, 1)])
+    lab.insert([(START, 1)], price="2")
+    final, lab.spec = lab.spec, replace(lab.spec, read="raw")
+    with pytest.raises(Permanent, match=rf"k2\.{lab.name} is a ReplacingMergeTree, .* write read: final"):
+        lab.run()
+    assert lab.lake.load(lab.spec.target) is None
+    lab.spec = final
+    lab.run(run_key="test/final")
+    lab.check_equal(1)
+
+
+def test_a_retention_that_the_server_does_not_keep_is_refused(lab: Lab) -> None:
+    """Windows that the TTL has emptied would be recorded as windows without rows."""
+    lab.insert([(START, 1)])
+    lab.execute(f"ALTER TABLE k2.{lab.name} MODIFY TTL toDateTime(ts) + INTERVAL 3 DAY")
+    with pytest.raises(Permanent, match=r"retention=null in the registry, but TTL toDateTime\(ts\) \+ .* write .* 3d"):
+        lab.run()
+    lab.execute(f"ALTER TABLE k2.{lab.name} MODIFY COLUMN note Nullable(String) TTL toDateTime(ts) + INTERVAL 2 DAY")
+    lab.spec = replace(lab.spec, retention_us=3 * DAY_US)
+    with pytest.raises(Permanent, match=r"retention=3d in the registry, .* can take column note after 2d"):
+        lab.run(run_key="test/column")
+    lab.spec = replace(lab.spec, retention_us=2 * DAY_US)
+    lab.run(run_key="test/kept")
+    lab.check_equal(1)
+
+
 def test_the_driver_refuses_a_truncating_profile_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only read_watermark looks at the profile; the offload task may run hours later, or be cleared alone."""
     lab.insert_many(START, 100, 1_000_000)
@@ -287,7 +315,7 @@ def test_a_commit_whose_twin_published_succeeds(lab: Lab) -> None:
     assert work is not None
     stage = protocol.latest_stage(turn, work, "staged")
     assert stage is not None
-    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated")
+    turn.ledger.note(lab.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)})
     begin = lab.ledger.begin_publish
 
     def slow(*arguments: Any) -> None:

@@ -68,6 +68,7 @@ def said(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         lab.run()
         if name in SPOILED:
             spoil(lab.lake.require(lab.spec.target), file_of(lab, START), SPOILED[name])
+    labs["never published"] = Lab(environment, tmp_path_factory.mktemp("lab"))
     for name in ("older columns", "a spoiled older one"):
         labs[name] = lab = Lab(environment, tmp_path_factory.mktemp("lab"), late_horizon_us=HOUR_US)
         lab.insert_many(START - 2 * DAY, 5, 60_000_000)
@@ -144,6 +145,11 @@ def test_what_was_spoiled_is_named_by_its_segment(said: dict[str, list[str]], na
 def test_a_file_of_another_writer_is_seen(said: dict[str, list[str]]) -> None:
     _, difference = said["somebody else's file"]
     assert "Spark SQL reads" in difference
+
+
+def test_where_nothing_is_published_nothing_is_equal(said: dict[str, list[str]]) -> None:
+    (line,) = said["never published"]
+    assert line.endswith(": nothing is published: nothing was compared")
 
 
 def test_segments_with_older_columns_are_compared_by_those(said: dict[str, list[str]]) -> None:

@@ -37,7 +37,7 @@ class Driver(driver._Offload):
         self.job, self.spec, self.turn, self.ledger, self.cores = job, job.spec, turn, turn.ledger, 1  # type: ignore[assignment]
         self.source = SimulatedSource(world.history, world.processes)
         self.written: list[str] = []
-        self.map = lambda _, slices: [world.stream(job.token, part) for part in slices]
+        self.map = lambda _, slices: [world.stream(job.token, part, self.grid_us) for part in slices]
 
     def _stream_job(self, table: Any, columns: Any) -> Any:
         return None
@@ -77,12 +77,13 @@ class Compactor(compaction._Compaction):
 
 def data_file(table: Any, file: Streamed) -> DataFile:
     """Describe a file to Iceberg, without a footer to read."""
-    return DataFile.from_args(
+    described = DataFile.from_args(
         content=DataFileContent.DATA,
         file_path=file.path,
         file_format=FileFormat.PARQUET,
         partition=Record(file.slice.window.start_us // DAY_US),
         record_count=file.rows,
         file_size_in_bytes=1,
-        spec_id=0,
     )
+    described.spec_id = 0
+    return described

@@ -98,6 +98,10 @@ class SimulatedTable:
         """Return its partitioning."""
         return self.catalog.spec
 
+    def specs(self) -> dict[int, Any]:
+        """Return every partitioning that it ever had."""
+        return {0: self.catalog.spec}
+
     def refresh(self) -> None:
         """Load it again."""
         self.metadata = self.catalog.load_table("").metadata

@@ -13,7 +13,9 @@ from coldchain.core.errors import Unavailable
 from coldchain.store.ledger import Base
 from tests.sim.processes import BLOCKED, Process, Processes
 
-READS = frozenset({"lease", "state", "segments", "publishing", "superseded", "versions", "attempts", "last_run"})
+READS = frozenset(
+    {"lease", "state", "segments", "segments_by_id", "publishing", "superseded", "versions", "attempts", "last_run"}
+)
 BY_TOKEN = frozenset(
     {"renew", "release", "record_comparison", "set_compared_to", "record_version", "set_base", "begin_publish",
      "publish", "finalise", "take_back", "reconcile"}

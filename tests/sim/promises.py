@@ -35,6 +35,8 @@ class Promises:
     proven: set[int]
     compacted: set[int]
     staged: dict[int, Staged]
+    last_copies: set[Row]
+    processes: Any
     files: dict[str, tuple[Row, ...]]
 
     def _check_fenced(self, verb: str, token: str, do: Callable[[], Any]) -> Any:
@@ -132,6 +134,13 @@ class Promises:
                 any(got == image for image in images), f"{segment.window} was published with what the source never held"
             )
 
+    def is_settled(self) -> bool:
+        """Tell whether nobody is at work, and the ledger knows where main is."""
+        if self.processes.alive or not self.main or self.catalog.head() != self.main[-1]:
+            return False
+        base = self.services.ledger_of("simulation").state(self.spec.name).base
+        return base is not None and bool(base.main_snapshot_id == self.main[-1])
+
     def check_equal(self) -> None:
         """Main holds what the source holds, but for what may not be replaced any more."""
         real, head = self.services.ledger_of("simulation"), self.catalog.head()
@@ -148,6 +157,7 @@ class Promises:
             exempt += [s.window for s in segments if s.window.start_us < sealed_us]
         odd = [row for row in have ^ want if not any(w.start_us <= row.at_us < w.end_us for w in exempt)]
         must(not odd, f"main differs from the source in quiet times, first by {odd[:1]}")
+        must(self.last_copies <= have, "the last copy of rows that the source forgot is gone from main")
         state = real.state(self.spec.name) if segments else None
         if state is not None and not any(s.state == "expired" for s in segments):
             must(state.watermark_us == slot_us(SLOTS), f"the watermark stays behind: {state.watermark_us}")

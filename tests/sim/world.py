@@ -23,6 +23,7 @@ from coldchain.core.errors import (
     ColdchainError,
     Fenced,
     Incomplete,
+    LastCopy,
     Permanent,
     SourceMoving,
     SourceShrank,
@@ -141,6 +142,7 @@ class World(Promises):
         self.compacted: set[int] = set()
         self.staged: dict[int, Staged] = {}
         self.approved: set[int] = set()
+        self.last_copies: set[Row] = set()  # published, and forgotten by the source
         self.main: list[int] = []  # every head that main ever had
         self.file_count = 0
         self.steps = 0
@@ -219,8 +221,10 @@ class World(Promises):
         """A TTL drops whole days that are older than the retention."""
         if self.spec.retention_us is not None:
             edge = floor_us(self.history.now_us - self.spec.retention_us, DAY_US)
-            old = frozenset(row.id for row in self.history.images[-1].values() if row.at_us < edge)
-            self._change({}, old)
+            old = {row for row in self.history.images[-1].values() if row.at_us < edge}
+            if self.is_settled():
+                self.last_copies |= old.intersection(self._rows(self.main[-1]))
+            self._change({}, frozenset(row.id for row in old))
 
     def do_tick(self, slots: int) -> None:
         """Time passes at the source."""
@@ -492,10 +496,14 @@ class World(Promises):
         return Limits(
             partition_unit=spec.partition_unit,
             closed_before_us=self.history.now_us,
-            sealed_before_us=None if spec.retention_us is None else self.history.now_us - spec.retention_us,
+            sealed_before_us=spec.sealed_before_us(self.history.now_us),
             max_rows=spec.max_window_rows,
             min_files_saved=1,
         )
+
+    def sealed_before_us(self, turn: protocol.Turn) -> int | None:
+        """Tell by the source's clock what the ledger's tells in earnest: here they have nothing in common."""
+        return turn.spec.sealed_before_us(self.history.now_us)
 
     def rewrite(self, token: str, part: Rewrite) -> Streamed | Failed:
         """Do what an executor does with the files of a slice."""
@@ -554,7 +562,9 @@ class World(Promises):
         with self._releasing(turn, stage.token):
             proof.prove(turn, stage)
             self.proven.add(stage.snapshot_id)
-            turn.ledger.note(turn.spec.name, stage.token, turn.run_key, "validated", {})
+            turn.ledger.note(
+                turn.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)}
+            )
 
     def _commit(self, turn: protocol.Turn, run: Run) -> None:
         work = self._work(run)
@@ -570,7 +580,7 @@ class World(Promises):
         """Return how many rows a slice holds."""
         return self.slice_rows
 
-    def stream(self, token: str, part: Slice) -> Streamed | Failed:
+    def stream(self, token: str, part: Slice, grid_us: int) -> Streamed | Failed:
         """Do what an executor does with a slice."""
         for _ in range(3):
             if self.processes.pause("stream.write"):
@@ -581,8 +591,9 @@ class World(Promises):
             path = f"/w/{iceberg.file_name(part.segment, token, f'{self.file_count:032x}')}"
             self.files[path] = rows
             self.processes.pause("stream.count")
-            if len(rows) == len(self.history.rows(part.window)):
-                return Streamed(part, path, 1, len(rows), b"")
+            after = self.history.rows(part.window)
+            if len(rows) == len(after):
+                return Streamed(part, path, 1, len(rows), b"", fingerprint_rows(after, grid_us))
             self.remove(path)
         return Failed(SourceMoving, "rows came or went")
 
@@ -593,10 +604,16 @@ class World(Promises):
             self.broken.append(Violation(f"{path} is deleted while main reaches it"))
         self.files.pop(path, None)
 
-    def read_files(self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any) -> proof.Found:
-        """Fingerprint files, as chdb does for the proof."""
+    def scan_files(
+        self, spec: Any, columns: Any, paths: Sequence[str], grid_us: int, storage: Any, counters: Any
+    ) -> tuple[proof.Found, dict[str, proof.Extent]]:
+        """Fingerprint files, and look which times their rows are of, as chdb does for the proof."""
         self.processes.pause("proof.read")
-        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}
+        times = {path: [row.at_us for row in self.files[path]] for path in paths if self.files[path]}
+        extents = {
+            path: proof.Extent(min(t), max(t), frozenset({()}), (0,) * len(counters)) for path, t in times.items()
+        }
+        return {path: fingerprint_rows(self.files[path], grid_us) for path in paths}, extents
 
     def calm_down(self) -> None:
         """Let the faults stop: no process is left, no lease held; time is past all rows."""
@@ -619,14 +636,32 @@ class World(Promises):
             self._raise_broken()
             self.check()
             for name, error in self.failures[failed:]:
-                must(isinstance(error, SourceShrank | Incomplete), f"{name} fails in quiet times: {error}")
-            if run.shrunk:
+                foreseen = SourceShrank | Incomplete | LastCopy
+                must(isinstance(error, foreseen), f"{name} fails in quiet times: {error}")
+            if any(isinstance(error, LastCopy) for _, error in self.failures[failed:]):
+                self.bring_back()
+            elif run.shrunk:
                 allowed |= run.shrunk
             elif run.work is not None and not run.work.windows:
                 break
         else:
             raise Violation("runs find something to do for ever")
         self.check_equal()
+
+    def bring_back(self) -> None:
+        """Let a person decide about what main has lost for good: roll it forward, or every other time give it up."""
+        ledger = self.services.ledger_of("simulation")
+        turn = protocol.Turn(self.spec, "recovery", ledger, self.lake)
+        base = ledger.state(self.spec.name).base
+        self._count("last copy")
+        if self.steps % 2:
+            self.catalog.move_main(base.main_snapshot_id)
+            return
+        lost = protocol.irreplaceable(turn, self.lake.require(self.spec.target))
+        self.last_copies -= {row for segment in lost for path in segment.paths for row in self.files[path]}
+        token = ledger.acquire(self.spec.name, turn.run_key)
+        protocol.give_up(turn, token, [segment.segment_id for segment in lost])
+        ledger.release(self.spec.name, token)
 
     def refs(self) -> Any:
         """Describe every ref by what a reader finds there, without ids that differ from catalog to catalog."""
@@ -654,10 +689,12 @@ def simulated(world: World) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(driver, "data_file", data_file))
         stack.enter_context(mock.patch.object(driver, "slice_rows", world.limit_slices))
-        stack.enter_context(mock.patch.object(proof, "read_files", world.read_files))
+        stack.enter_context(mock.patch.object(proof, "scan_files", world.scan_files))
+        stack.enter_context(mock.patch.object(proof, "_prove_codec"))
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))
+        stack.enter_context(mock.patch.object(protocol, "sealed_before_us", world.sealed_before_us))
         stack.enter_context(mock.patch.object(compaction, "data_file", data_file))
         stack.enter_context(mock.patch.object(compaction, "delete_file", lambda _, path: world.remove(path)))
         for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots"), ("_expire", "expire")):

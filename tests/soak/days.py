@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -20,19 +21,35 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from coldchain.core.errors import EXIT_KINDS
 from coldchain.core.request import Request
-from coldchain.core.windows import HOUR_US, MINUTE_US, to_us
-from coldchain.failpoint import NAMES
+from coldchain.core.windows import MINUTE_US, Window, to_us
+from coldchain.failpoint import NAMES, VARIABLE
 from coldchain.lake import base_of
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import COLUMNS, ROOT, Lab
+from tests.processes import await_true, is_stopped
 from tests.soak import cycle
 
 CYCLE = timedelta(minutes=15)
-RETENTION, SEAL_MARGIN, LATE = timedelta(days=2), timedelta(hours=6), timedelta(hours=20)
+RETENTION, SEAL_MARGIN = timedelta(days=4), timedelta(hours=6)
+# Later than the horizon a row is found by a backfill, at the day's end; by then its window may be compacted.
+LATE, HORIZON = timedelta(hours=12), timedelta(hours=8)
+MIN_CYCLES = 60
+# What a cycle does, of fifty. Kinds and points are dealt like cards, so that none is left out.
+KINDS = {"plain": 24, "killed": 8, "raised": 2, "two": 3, "backfill": 3, "zombie": 4, "maintenance": 3, "missed": 3}
 SYMBOLS = ("XRPETH", "BTCUSDT", "ETHEUR")
-LIMIT_S = 120
-POINTS = sorted(NAMES)
+KILLED = -signal.SIGKILL
+# A run may end in no other way: any other code is an exception that nobody expected.
+SHORT_LEASE = {"COLDCHAIN_LEASE_SECONDS": "3"}
+CODES = {0, KILLED, *EXIT_KINDS}
+# Nothing is damaged here: neither the proof nor a reader of what is published may ever find anything.
+NEVER = re.compile(r"^.*(?:ProofFailed|Damaged|Traceback).*$", re.MULTILINE)
+DONE = re.compile(r"^(\d+) (compactions|snapshots expired|branches dropped|orphans removed)$", re.MULTILINE)
+# The points that a process may meet: one that makes the table, any other run, and maintenance.
+SCHEMA_POINTS = ("offload.before_schema", "offload.after_schema")
+MAINTENANCE_POINTS = tuple(sorted(name for name in NAMES if name.startswith(("compact.", "expire.", "orphans."))))
+POINTS = tuple(sorted(NAMES.difference(SCHEMA_POINTS, MAINTENANCE_POINTS)))
 
 
 class Soak:
@@ -42,7 +59,7 @@ class Soak:
         self.chance = random.Random(seed)
         self.lab = Lab(
             environment, folder, retention_us=_us(RETENTION), seal_margin_us=_us(SEAL_MARGIN),
-            late_horizon_us=24 * HOUR_US, grid_us=15 * MINUTE_US, lateness_us=MINUTE_US,
+            late_horizon_us=_us(HORIZON), grid_us=15 * MINUTE_US, lateness_us=MINUTE_US,
         )  # fmt: skip
         self.twin = f"k2.{self.lab.name}_twin"
         self.lab.execute(
@@ -54,6 +71,7 @@ class Soak:
         today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         self.start = self.now = today - timedelta(days=100)
         self.happened: Counter[str] = Counter()
+        self.decks: dict[Any, list[Any]] = {}
         self.approvals: dict[int, int] = {}
         self.sequence = self.version = self.runs = 0
         self.said = Path(tempfile.mkstemp(dir=folder.parent, suffix=".said")[1])
@@ -139,22 +157,33 @@ class Soak:
 
     # -- the runs ----------------------------------------------------------------------------------------------------
 
-    def _start(self, asked: Request, fault: str = "") -> Any:
+    def _start(self, asked: Request, fault: str = "", **environment: str) -> Any:
+        """Start a run."""
+        return self._fork(cycle.run, asked, to_us(self.now), {VARIABLE: fault, **environment})
+
+    def _start_maintenance(self, fault: str = "", **environment: str) -> Any:
+        return self._fork(cycle.maintain, to_us(self.now), {VARIABLE: fault, **environment})
+
+    def _fork(self, act: Any, *arguments: Any) -> Any:
         self.runs += 1
-        arguments = (self.lab.spec, self.lab.settings, f"soak/{self.runs}", asked, to_us(self.now), fault)
-        process = self.context.Process(target=_cycle, args=(self.said, *arguments))
+        known = (self.lab.spec, self.lab.settings, f"soak/{self.runs}")
+        process = self.context.Process(target=_cycle, args=(self.said, act, *known, *arguments))
         process.start()
         return process
 
     def _end(self, *processes: Any) -> list[int]:
+        end = time.monotonic() + cycle.LIMIT_S
         for process in processes:
-            process.join(LIMIT_S)
-            assert not process.is_alive(), "a cycle hangs"
+            while process.join(0.05) or process.is_alive():
+                assert time.monotonic() < end, f"a cycle hangs: {self.said.read_text()}"
+                if is_stopped(process.pid):  # it met its point again
+                    os.kill(process.pid, signal.SIGCONT)
         codes = [process.exitcode for process in processes]
         for code in codes:
-            self.happened[f"exit {code}"] += 1
+            assert code in CODES, f"a process ended with {code}: {self.said.read_text()}"
+            self.happened["kills" if code == KILLED else f"exit {code}"] += 1
         self._end_leases()  # what holds one now is dead, and by the data's clock a quarter of an hour passes
-        self._approve()
+        self._hear()
         return codes
 
     def _end_leases(self) -> None:
@@ -164,40 +193,84 @@ class Soak:
                 "(SELECT table_id FROM coldchain.tables WHERE table_name = %s)", (self.lab.name,),
             )  # fmt: skip
 
-    def _approve(self) -> None:
-        """A person reads which segments lost rows, and lets the next run replace them."""
+    def _hear(self) -> None:
+        """Read what the processes said; a person lets the next run replace the segments that lost rows."""
         said = self.said.read_text()
         self.said.write_text("")
+        assert not (found := NEVER.findall(said)), found
+        for count, what in DONE.findall(said):
+            self.happened[what] += int(count)
         for text in re.findall(r"allow_shrink=(\[.*?\])", said):
             self.approvals |= {int(segment): int(rows) for segment, rows in re.findall(r"(\d+):(\d+)", text)}
             self.happened["approvals"] += 1
 
-    def _request(self) -> Request:
+    def _request(self, window: Window | None = None) -> Request:
         approvals, self.approvals = self.approvals, {}
-        return Request(None, to_us(self.now), allow_shrink=approvals)
+        return Request(window, to_us(self.now) if window is None else None, allow_shrink=approvals)
+
+    def _deal(self, cards: tuple[str, ...]) -> str:
+        """Draw a card; the deck is shuffled again once all were drawn."""
+        deck = self.decks.setdefault(cards, [])
+        if not deck:
+            deck += cards
+            self.chance.shuffle(deck)
+        return str(deck.pop())
+
+    def _fault(self, action: str) -> str:
+        """Draw a point that a run meets, if it has something to move."""
+        is_new = self.lab.lake.load(self.lab.spec.target) is None
+        point = self._deal(SCHEMA_POINTS if is_new else POINTS)
+        before = "offload.before_stage=raise," if point.startswith("clean.") else ""
+        return f"{before}{point}={action}"
 
     def _run(self) -> None:
-        """One cycle's run, or two, or one that dies, or a zombie beside its successor, or none."""
-        kind = self.chance.choices(
-            ("plain", "killed", "raised", "two", "backfill", "zombie", "missed"), (60, 14, 5, 6, 5, 4, 6)
-        )[0]
-        self.happened[f"{kind} runs"] += 1
+        """One cycle's run, or two, or one that dies, or a zombie beside its heir, or maintenance, or none."""
+        kind = self._deal(tuple(kind for kind, count in KINDS.items() for _ in range(count)))
         if kind == "plain":
             self._end(self._start(self._request()))
         elif kind in ("killed", "raised"):
-            action = {"killed": "kill", "raised": "raise"}[kind]
-            self._end(self._start(self._request(), f"{self.chance.choice(POINTS)}={action}"))
+            self._end(self._start(self._request(), self._fault({"killed": "kill", "raised": "raise"}[kind])))
         elif kind == "two":
             self._end(self._start(self._request()), self._start(Request(None, to_us(self.now))))
+            self.happened["second runners"] += 1
         elif kind == "backfill":
             start = max(self.start, self.now - self.chance.randint(1, 60) * CYCLE)
             window = self.lab.window(start, min(self.now, start + self.chance.randint(1, 12) * CYCLE))
             self._end(self._start(self._request()), self._start(Request(window, None)))
+            self.happened["backfills"] += 1
         elif kind == "zombie":
-            zombie = self._start(self._request(), f"{self.chance.choice(POINTS)}=sleep:3")
-            time.sleep(1.5)
-            self._end_leases()
-            self._end(zombie, self._start(Request(None, to_us(self.now))))
+            self._freeze()
+        elif kind == "maintenance":
+            self._maintain()
+        else:
+            self.happened["missed runs"] += 1
+
+    def _freeze(self) -> None:
+        """A run or maintenance freezes past its lease, and wakes beside its heir or behind it."""
+        if self.chance.random() < 0.8:
+            zombie = self._start(self._request(), self._fault("stop"), **SHORT_LEASE)
+        else:
+            zombie = self._start_maintenance(f"{self._deal(MAINTENANCE_POINTS)}=stop", **SHORT_LEASE)
+        await_true(lambda: is_stopped(zombie.pid) or not zombie.is_alive(), "a process to freeze or to end")
+        if not zombie.is_alive():
+            self._end(zombie)
+            return
+        self.happened["zombies"] += 1
+        self._end_leases()
+        self._come_late()  # so that its heir plans something else
+        heir = self._start(Request(None, to_us(self.now)))
+        if self.chance.random() < 0.5:
+            self._end(heir)
+            self._end(zombie)
+        else:
+            os.kill(zombie.pid, signal.SIGCONT)
+            self._end(zombie, heir)
+
+    def _maintain(self) -> None:
+        """Maintenance, alone or beside a run; now and then it dies."""
+        dies = f"{self._deal(MAINTENANCE_POINTS)}=kill" if self.chance.random() < 0.3 else ""
+        beside = [self._start(self._request())] if self.chance.random() < 0.5 else []
+        self._end(self._start_maintenance(dies), *beside)
 
     def _meddle(self) -> None:
         """Somebody rolls `main` back, or writes nonsense into the watermark row."""
@@ -206,7 +279,7 @@ class Soak:
             return
         if self.chance.random() < 0.5:
             parent = table.current_snapshot().parent_snapshot_id
-            if parent is not None:
+            if parent is not None and table.snapshot_by_id(parent) is not None:
                 table.manage_snapshots().set_current_snapshot(snapshot_id=parent).commit()
                 assert base_of(table).main_snapshot_id == parent
                 self.happened["rollbacks"] += 1
@@ -235,13 +308,10 @@ class Soak:
         self.happened["cycles"] += 1
 
     def settle(self) -> None:
-        """Quiet runs until nothing moves; then every row that was ever proven is in Iceberg, once, as it is."""
-        for _ in range(20):
-            (code,) = self._end(self._start(self._request()))
-            if code == 0 and not self.approvals:
-                break
-        else:
-            raise AssertionError(f"runs in quiet times don't succeed: {self.happened}")
+        """Quiet times: a run, a backfill, maintenance; then every row that was ever proven is in Iceberg, once."""
+        self._try_until_done(None)
+        self._try_until_done(self.lab.window(max(self.start, self.now - timedelta(hours=36)), self.now))
+        assert self._end(self._start_maintenance()) == [0]
         client = connect_clickhouse(
             self.lab.settings.clickhouse_url, self.lab.settings.clickhouse_user, self.lab.settings.clickhouse_password
         )
@@ -257,16 +327,31 @@ class Soak:
         self.happened["comparisons"] += 1
         self.happened["rows compared"] = found.source_rows
 
+    def _try_until_done(self, window: Window | None) -> None:
+        for _ in range(20):
+            (code,) = self._end(self._start(self._request(window)))
+            if code == 0 and not self.approvals:
+                return
+        raise AssertionError(f"runs in quiet times don't succeed: {self.happened}")
+
     def live(self, seconds: float, cycles: int | None = None) -> Iterator[str]:
         """Live for some time, or exactly so many cycles; yield a line a day, after that day's comparison."""
         began = time.monotonic()
-        while time.monotonic() - began < seconds if cycles is None else self.happened["cycles"] < cycles:
+        while self.happened["cycles"] < (cycles or MIN_CYCLES) or (
+            cycles is None and time.monotonic() - began < seconds
+        ):
             self.cycle()
             if self.now.hour == self.now.minute == 0:
                 self.settle()
                 yield f"{(self.now - self.start).days} days in {time.monotonic() - began:.0f} s: {self.summary()}"
         self.settle()
         yield f"{self.happened['cycles']} cycles in {time.monotonic() - began:.0f} s: {self.summary()}"
+
+    def never_met(self) -> list[str]:
+        """Return what should have happened in so long a time, and never did."""
+        met = ["late rows", "corrections", "kills", "zombies", "second runners", "compactions", "orphans removed"]
+        met += ["days forgotten"] if self.now - self.start > RETENTION + timedelta(days=1) else []
+        return [what for what in (*met, "comparisons") if not self.happened[what]]
 
     def summary(self) -> str:
         """Say what happened."""
@@ -277,17 +362,18 @@ def _us(span: timedelta) -> int:
     return span // timedelta(microseconds=1)
 
 
-def _cycle(said: Path, *arguments: Any) -> None:
-    """Run a cycle with its words in a file."""
+def _cycle(said: Path, act: Any, *arguments: Any) -> None:
+    """Run a cycle or maintenance with its words in a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 2)
-    cycle.run(*arguments)
+    act(*arguments)
 
 
 @contextmanager
 def soaking(environment: Mapping[str, str], folder: Path, seed: int) -> Iterator[Soak]:
     """Make a table for a soak, and remove it."""
-    assert RETENTION > SEAL_MARGIN + LATE, "late rows would reach what is sealed"
+    # A compacted day is sealed by its start, and a rolled back backfill comes again a day later.
+    assert RETENTION - SEAL_MARGIN > timedelta(days=3) > LATE + timedelta(days=2), "late rows reach what is sealed"
     # The fork server imports by this alone, and each cycle then begins in milliseconds.
     path = os.pathsep.join(str(each) for each in (ROOT, ROOT / "plugins", ROOT / "spark"))
     with mock.patch.dict(os.environ, {"PYTHONPATH": path}):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from pyiceberg.schema import index_by_name
+
 from coldchain.clickhouse import render
-from coldchain.core.fingerprint import canonical_rows, file_buckets, row_hash, source_buckets, structure
+from coldchain.core.fingerprint import file_buckets, row_hash, source_buckets, structure
 from coldchain.core.sql import Query
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column, canonical_column
 from coldchain.core.windows import DAY_US, MAX_US, MIN_US, MINUTE_US, Window
-from coldchain_spark.stream import STREAM_SETTINGS
+from coldchain.lake import iceberg_schema
+from coldchain_spark import stream
+from coldchain_spark.slices import Slice
+from coldchain_spark.stream import STREAM_SETTINGS, rows_query
 
 EVER = Window(MIN_US, MAX_US)
 
@@ -80,8 +87,10 @@ class Engine:
         return [row[0] for row in self(Query(f"SELECT {row_hash(columns)} FROM {rows}", {}))]
 
     def write(self, columns: Sequence[Column], spec: TableSpec, path: Path) -> None:
-        """Write a table's canonical rows as the offload streams them."""
-        path.write_bytes(self.parquet(canonical_rows(spec, columns, [EVER]), STREAM_SETTINGS))
+        """Write a table's canonical rows as the offload streams them, field ids included."""
+        query = rows_query(spec, columns, Slice(EVER, EVER, 0))
+        made = self.parquet(replace(query, text=query.text.removesuffix(" FORMAT Parquet")), STREAM_SETTINGS)
+        path.write_bytes(stamped(made, columns))
 
     def parquet(self, query: Query, settings: Mapping[str, Any]) -> bytes:
         """Run a query that ends with settings of its own, and return its rows as Parquet."""
@@ -98,7 +107,15 @@ class Engine:
     ) -> list[tuple[Any, ...]]:
         """Fingerprint a Parquet file as the proof does: `(path, bucket, rows, hash, unhashed, invalid)`."""
         declared = structure(columns).replace("'", "\\'")
-        return self(file_buckets(spec, columns, f"file('{path}', Parquet, '{declared}')", grid_us))
+        rows = self(file_buckets(spec, columns, f"file('{path}', Parquet, '{declared}')", grid_us))
+        return [row[:6] for row in rows]
+
+
+def stamped(file: bytes, columns: Sequence[Column]) -> bytes:
+    """Give a file its field ids and marks as the stream does."""
+    out = BytesIO()
+    stream._copy([file], out, index_by_name(iceberg_schema(columns)), stream._marked(columns))
+    return out.getvalue()
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

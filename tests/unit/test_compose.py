@@ -10,6 +10,7 @@ import subprocess
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from airflow.configuration import conf
 
 from coldchain import connections, dagfactory
+from coldchain.settings import STORAGE
 from coldchain.ui import access
 from stack import airflow, clickhouse, container, environment as venv, jars, postgres, prerequisites, settings
 from stack.clickhouse_access import container_users
@@ -251,14 +253,19 @@ def test_no_environment_holds_a_secret_and_every_name_in_it_is_known(embedded: S
 
 @pytest.fixture
 def entered(tmp_path: Path) -> dict[str, str]:
-    """The environment that the entry point hands to a command, run here on secrets of the test's own."""
+    """What the entry point of the full stack hands to a command."""
+    return enter(tmp_path, FULL)
+
+
+def enter(tmp_path: Path, services: dict[str, Any]) -> dict[str, str]:
+    """Return the environment that the entry point hands to a command, run here on secrets of the test's own."""
     secrets = tmp_path / "secrets"
-    secrets.mkdir()
+    secrets.mkdir(exist_ok=True)
     for name in COMPOSE["secrets"]:
         (secrets / name).write_text(f"{name}0123\n")
     passwords = tmp_path / "passwords.json"
     given = {
-        **FULL["scheduler"]["environment"],
+        **services["scheduler"]["environment"],
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
     }
     script = ENTRYPOINT.replace("/run/secrets", str(secrets))
@@ -281,10 +288,25 @@ def test_the_connections_are_those_of_the_embedded_stack(entered: dict[str, str]
     for name, text in wanted.items():
         there, here = json.loads(entered[name]), json.loads(text)
         assert there.keys() - {"port"} == here.keys() - {"port"}, name
-        assert there.get("extra", {}).keys() <= here.get("extra", {}).keys(), name
+        extra = {key for key in there.get("extra", {}) if not key.startswith("s3.")}
+        assert extra <= here.get("extra", {}).keys(), name
         for field in ("conn_type", "schema", "login"):
             assert there.get(field) == here.get(field), name
         assert re.sub("^spark://|:7077$", "", there["host"]) in SERVICES, name
+
+
+def test_the_warehouse_is_on_the_volume_or_in_minio_s_bucket(tmp_path: Path) -> None:
+    light, full = (
+        json.loads(enter(tmp_path, each)["AIRFLOW_CONN_COLDCHAIN_ICEBERG"])["extra"] for each in (LIGHT, FULL)
+    )
+    assert light == {"type": "sql", "warehouse": "/warehouse"}
+    script = (ROOT / "docker" / "minio" / "init.sh").read_text()
+    assert f"mc mb --ignore-existing local/{urlsplit(full['warehouse']).hostname}\n" in script
+    assert f"'{full['s3.access-key-id']}\\n%s\\n' \"$(cat /run/secrets/minio_coldchain)\"" in script
+    assert full["s3.secret-access-key"] == "minio_coldchain0123"
+    endpoint = urlsplit(full["s3.endpoint"])
+    assert endpoint.port in LISTENING[str(endpoint.hostname)]
+    assert {name for name in full if name.startswith("s3.")} == set(STORAGE)
 
 
 def test_every_connection_has_the_secret_of_its_role(entered: dict[str, str]) -> None:
@@ -341,7 +363,7 @@ def test_folders_and_registry_are_where_the_volumes_put_them() -> None:
         assert folder in there
     for service in ("scheduler", "worker", "spark-worker"):
         assert "warehouse:/warehouse" in SERVICES[service]["volumes"], "driver and executors write the same folder"
-    assert '\\"warehouse\\": \\"/warehouse\\"' in ENTRYPOINT
+    assert LIGHT["scheduler"]["environment"]["COLDCHAIN_WAREHOUSE"] == "/warehouse"
 
 
 def test_what_airflow_writes_is_not_mounted_read_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from coldchain import deadline
 from coldchain.core.errors import CommitUnknown, Fenced, LeaseHeld, Permanent, SourceShrank, Unavailable
-from coldchain.dagfactory import build_offload_dag, build_shrink_dag, describe
+from coldchain.dagfactory import build_maintenance_dag, build_offload_dag, build_shrink_dag, build_verify_dag, describe
 from coldchain.failures import as_airflow_failures
 from coldchain.registry import DEFAULT_PATH, BadTable, Registry, load_registry
 from coldchain.ui.status import limit_s
@@ -61,6 +62,16 @@ def test_every_task_has_a_time_limit_a_pool_and_a_failure_callback(dag: DAG) -> 
     offload = dag.get_task("bronze.bronze_trades_binance.offload")
     assert offload.execution_timeout == timedelta(minutes=10)
     assert offload.durable is False, "durable makes Clear of a finished task a green no-op"
+
+
+@pytest.mark.parametrize("build", [build_verify_dag, build_maintenance_dag], ids=lambda build: build.__name__)
+def test_whoever_audits_or_tidies_a_table_tells_people_when_it_fails(build: Callable[[Registry], DAG]) -> None:
+    told = {task.task_id: task.on_failure_callback for task in build(REGISTRY).tasks}
+    assert len(told) == len(REGISTRY.tables) * (1 if build is build_verify_dag else 2)
+    for task_id, callbacks in told.items():
+        (callback,) = callbacks if isinstance(callbacks, list) else [callbacks]
+        table, _, step = task_id.partition(".")
+        assert (callback.table, callback.work) == (table, step or "verify")
 
 
 def test_the_schedule_has_data_intervals_and_one_run_at_a_time(dag: DAG) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from coldchain_spark import stream
 from coldchain_spark.footer import MAGIC, TAIL_BYTES, FooterError, seal, split_tail, stamp
 from coldchain_spark.slices import Slice
 from coldchain_spark.stream import STREAM_SETTINGS, rows_query
-from tests.unit.engine import EVER, Engine, spec
+from tests.unit.engine import EVER, Engine, spec, stamped as with_ids
 
 TYPES = {
     "ts": "DateTime64(3, 'UTC')",
@@ -70,7 +71,7 @@ def file(engine: Engine) -> File:
 
 def stamped(file: bytes, ids: dict[str, int] = IDS) -> tuple[bytes, int]:
     body, footer = split_tail(file)
-    new, rows = stamp(footer, ids)
+    new, rows = stamp(footer, ids, {})
     return body + seal(new), rows
 
 
@@ -117,7 +118,7 @@ def _chunks(metadata: pq.FileMetaData) -> Iterator[dict[str, Any]]:
 
 def test_only_the_schema_grows(file: bytes) -> None:
     body, footer = split_tail(file)
-    new, _ = stamp(footer, IDS)
+    new, _ = stamp(footer, IDS, {})
     assert stamped(file)[0].startswith(body)
     added = sum(1 + (1 if number < 64 else 2) for number in IDS.values())
     assert len(new) - len(footer) == added, "a header and a varint for each column, nothing else"
@@ -231,11 +232,30 @@ def test_bytes_are_not_marked_as_text(engine: Engine) -> None:
     )
     ids = {name: number for number, name in enumerate(["s", "l", "l.element", "t", "m", "m.key", "m.value"], start=1)}
     body, footer = split_tail(made)
-    new, _ = stamp(footer, ids, frozenset({"s", "l.element", "m.value"}))
+    new, _ = stamp(footer, ids, dict.fromkeys(("s", "l.element", "m.value"), "binary"))
     table = read(body + seal(new))
     assert table.schema.field("s").type == pa.binary()
     assert table.schema.field("t").type == pa.string()
     assert table.to_pylist() == [{"s": b"a\xff", "l": [b"\xff"], "t": "text", "m": [("k", b"\xfe")]}]
+
+
+def test_the_bytes_of_a_uuid_are_marked_as_one(engine: Engine) -> None:
+    value, wanted = "toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0')", UUID("61f0c404-5cb3-11e7-907b-a6006ad3dba0")
+    kinds = {"u": "UUID", "n": "Nullable(UUID)", "l": "Array(UUID)", "m": "Map(UUID, Tuple(a Nullable(UUID)))"}
+    engine.make(
+        "ts DateTime64(6, 'UTC'), " + ", ".join(f"{name} {kind}" for name, kind in kinds.items()),
+        [f"(0, {value}, NULL, [{value}], map({value}, tuple({value})))"],
+    )
+    columns = engine.columns()
+    query = rows_query(spec(), columns, Slice(EVER, EVER, 1))
+    made = engine.parquet(replace(query, text=query.text.removesuffix(" FORMAT Parquet")), STREAM_SETTINGS)
+    assert "UUID" not in str(pq.ParquetFile(io.BytesIO(made)).schema), "no server has to write the type"
+    file = with_ids(made, columns)
+    marked = [line for line in str(pq.ParquetFile(io.BytesIO(file)).schema).splitlines() if "(UUID)" in line]
+    assert len(marked) == 5
+    assert read(file).drop_columns(["ts"]).to_pylist() == [
+        {"u": wanted, "n": None, "l": [wanted], "m": [(wanted, {"a": wanted})]}
+    ]
 
 
 # -- streams that were cut -------------------------------------------------------------------------------------------
@@ -274,7 +294,7 @@ def test_a_body_is_returned_byte_for_byte(file: bytes) -> None:
 @pytest.mark.parametrize("footer", [b"", b"\x00", b"\x15", b"\x19\xfc", b"\xff" * 30])
 def test_bytes_that_are_no_footer_are_refused(footer: bytes) -> None:
     try:
-        _, rows = stamp(*split_tail(b"PAR1" + seal(footer))[1:], IDS)
+        _, rows = stamp(*split_tail(b"PAR1" + seal(footer))[1:], IDS, {})
     except FooterError:
         return
     assert rows == -1, "a footer without a count can't agree with the source"
@@ -286,7 +306,7 @@ def test_a_damaged_footer_is_refused_or_read_and_nothing_else(file: bytes, posit
     damaged = bytearray(footer)
     damaged[position % len(footer)] ^= 1 << bit
     with contextlib.suppress(FooterError):
-        stamp(bytes(damaged), IDS)
+        stamp(bytes(damaged), IDS, {})
 
 
 # -- the way through a stream ----------------------------------------------------------------------------------------
@@ -305,7 +325,7 @@ def test_a_stream_in_any_chunks_becomes_the_same_file(
     _, footer = split_tail(file)
     monkeypatch.setattr(stream, "HELD_BACK_BYTES", max(held_back, len(footer) + TAIL_BYTES))
     out = io.BytesIO()
-    written, rows, new = stream._copy(chunks_of(file, size), out, IDS)
+    written, rows, new = stream._copy(chunks_of(file, size), out, IDS, {})
     assert out.getvalue() == stamped(file)[0]
     assert (written, rows) == (len(out.getvalue()), 1_000)
     assert out.getvalue().endswith(seal(new))
@@ -324,7 +344,7 @@ def test_a_stream_holds_back_no_more_than_it_must(monkeypatch: pytest.MonkeyPatc
             return super().write(data)
 
     body = b"x" * 40 * held
-    stream._copy(chunks_of(body + file, 100), Sink(), IDS)
+    stream._copy(chunks_of(body + file, 100), Sink(), IDS, {})
     assert largest <= 2 * held + 100 + 64 * len(IDS)
 
 

@@ -83,6 +83,7 @@ SHARED = (
     "core",
     "store",
     "clickhouse",
+    "difference",
     "discover",
     "failpoint",
     "lake",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import subprocess
+from random import Random
 from typing import Any
 
 import pytest
@@ -24,12 +26,13 @@ from coldchain.core.job import (
 )
 from coldchain.core.table import TableSpec
 from coldchain.core.typemap import canonical_column
-from coldchain.core.windows import MAX_US, MIN_US, Window
+from coldchain.core.windows import MAX_US, MIN_US, MINUTE_US, Window
 from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from coldchain_spark.stream import StreamJob
 from tests.unit.engine import spec
 
+T0, GRID_US = 1_770_681_600_000_000, 15 * MINUTE_US
 INSTANTS = st.integers(MIN_US, MAX_US - 1)
 PRINTS = st.builds(Fingerprint, st.integers(0, 2**62), st.integers(0, 2**64 - 1) | st.just(2**53 + 1))
 IDS = st.integers(1, 2**63 - 1)
@@ -106,6 +109,45 @@ def test_a_job_survives_its_argument(job: JobSpec) -> None:
     assert JobSpec.loads(text) == job
     assert "\n" not in text, "one argument, one line"
     assert JobSpec.loads(text).dumps() == text
+
+
+def job_of(tables: int) -> JobSpec:
+    """Build the job of a group whose tables all have a full plan; fingerprints are as random as real ones."""
+    random = Random(tables)
+    planned = [
+        tuple(
+            (Window(start_us, start_us + GRID_US), Fingerprint(random.randrange(10**6), random.getrandbits(64)))
+            for start_us in range(T0, T0 + 96 * GRID_US, GRID_US)
+        )
+        for _ in range(tables)
+    ]  # fmt: skip
+    token, run_key = "5f0c5d1e-3a55-4b7e-9c55-0123456789ab-", "coldchain_offload/scheduled__2026-11-27T00:00:00+00:00"
+    return JobSpec(
+        tuple(
+            JobTable(spec(f"gold_of_somebody_{at}"), f"{token}{at}", run_key, Work(windows, T0, version="v" * 32))
+            for at, windows in enumerate(planned)
+        )
+    )
+
+
+def test_forty_tables_with_full_plans_are_one_argument_that_linux_takes() -> None:
+    job = job_of(40)
+    (part,) = job.parts()
+    assert part is job
+    assert JobSpec.loads(job.dumps()) == job
+    subprocess.run(["/bin/true", job.dumps()], check=True)
+    assert json.loads(job_of(10).dumps())["version"] == VERSION, "readable while it is short"
+
+
+def test_what_is_too_long_for_an_argument_becomes_several_jobs() -> None:
+    job = job_of(60)
+    with pytest.raises(OSError, match="too long"):
+        subprocess.run(["/bin/true", job.dumps()], check=True)
+    parts = [*job.parts()]
+    assert len(parts) > 1
+    assert [table for part in parts for table in part.tables] == [*job.tables]
+    for part in parts:
+        subprocess.run(["/bin/true", part.dumps()], check=True)
 
 
 @given(SEGMENTS)
@@ -226,9 +268,9 @@ def test_what_travels_to_executors_never_shows_secrets_but_holds_them() -> None:
         field_ids={"ts": 1},
         token="t",
         data_folder="/w/cold/t/data",
-        io_properties={"s3.secret-access-key": SECRET},
         settings=SETTINGS,
         query_settings={},
+        grid_us=1,
     )
     assert SECRET not in f"{job!r} {job}"
     assert pickle.loads(pickle.dumps(job)).settings.clickhouse_password == SECRET

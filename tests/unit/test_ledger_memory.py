@@ -38,6 +38,9 @@ class TestMemoryLedger(LedgerContract):
     def expire(self, ledger: MemoryLedger, name: str) -> None:
         self.clock.now += 301
 
+    def pass_days(self, ledger: MemoryLedger, name: str, days: float) -> None:
+        self.clock.now += days * 24 * 3600
+
     def damage(self, ledger: MemoryLedger, name: str, watermark_us: int | None) -> None:
         row = ledger.watermark_row(name)
         if row is not None:

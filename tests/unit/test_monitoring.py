@@ -213,7 +213,7 @@ class Day:
             "rows_today": 0, "bytes_today": 0, "covered_above_s": 0.0, "expired": 0, "publishing": 0, "unequal": 0,
             "maintained_at": self.at - timedelta(hours=23),
             "foreign_files": 0, "verified_at": self.at - timedelta(hours=21) if self.has_rows else None,
-            "last_event": "committed", "last_at": last, "checks": [],
+            "last_event": "committed", "last_at": last, "touched_at": last, "checks": [],
         })  # fmt: skip
 
     def rejections(self) -> Mapping[tuple[str, str], float]:

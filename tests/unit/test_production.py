@@ -93,6 +93,33 @@ def test_all_of_it_is_said_at_once() -> None:
     assert str(refused.value).count(";") == 6
 
 
+def test_nothing_fails_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLDCHAIN_FAILPOINT", "publish.after_move=kill")
+    with pytest.raises(Permanent, match="COLDCHAIN_FAILPOINT is set, which makes processes fail for tests: leave it"):
+        replace(FIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"postgresql+psycopg2://a:{SECRET}@pg/airflow",
+      "Airflow's own database has sslmode=none: allowed are"),
+     ("COLDCHAIN_METRICS_TOKEN", "metrics", "the password of the metrics, their token, is empty, a default")],
+)  # fmt: skip
+def test_what_the_api_server_alone_knows_is_judged_there(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    from coldchain.ui import access
+
+    form = {"conn_type": "generic", "host": "pg", "schema": "x", "login": "x", "password": SECRET,
+            "extra": {"sslmode": "verify-full"}}  # fmt: skip
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_POSTGRES_READER", json.dumps(form))
+    assert access.ledger_uri().endswith("?sslmode=verify-full")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Permanent, match=words) as refused:
+        access.ledger_uri()
+    assert SECRET not in str(refused.value)
+
+
 def test_elsewhere_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLDCHAIN_PROFILE")
     assert replace(FIT, warehouse="/data").warehouse == "/data"

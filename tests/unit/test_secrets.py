@@ -12,6 +12,7 @@ from airflow.providers.apache.spark.hooks import spark_submit
 
 from coldchain import connections
 from coldchain.core.errors import Permanent
+from coldchain.core.sql import Query
 from coldchain.operators.offload import APPLICATION, OffloadOperator, configure
 from coldchain.registry import load_registry
 from coldchain.settings import SETTINGS_FILE, Settings
@@ -95,12 +96,35 @@ def test_the_documented_connections_bring_code_and_settings(
         extra = connection["extra"]
         arguments, environment = submit(connection)
         assert arguments[arguments.index("--py-files") + 1] == extra["py_files"]
+        assert ("--archives" in arguments) == ("archives" in extra)
+        if "archives" in extra:
+            assert arguments[arguments.index("--archives") + 1] == extra["archives"]
         assert {f"{name}={value}" for name, value in extra["conf"].items()} <= set(arguments)
         assert arguments[-1] == f"{extra['jobs']}/offload_tables.py" if "jobs" in extra else str(APPLICATION)
         assert not [secret for secret in stack.secrets.values() if secret in " ".join(arguments)]
         if "settings_file" in extra:
             assert not [secret for secret in stack.secrets.values() if secret in str(environment)]
             assert any(f"{SETTINGS_FILE}={extra['settings_file']}" in argument for argument in arguments)
+
+
+@pytest.mark.parametrize(
+    ("host", "alternatives"), [("one,two", {}), ("one,", {}), ("one", {"alt_hosts": "two:9000"})], ids=str
+)
+@pytest.mark.parametrize(
+    "opened", [connections.settings, lambda: connections.NativeClickHouse()(Query("SELECT 1", {}))]
+)
+def test_several_replicas_are_refused(
+    stack: Stack,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    alternatives: dict[str, str],
+    opened: Callable[[], object],
+) -> None:
+    """Fingerprint and rows of a table must come from one replica: neither client may choose."""
+    given = {"conn_type": "generic", "host": host, "port": 9000, "extra": {"http_port": 8123, **alternatives}}
+    monkeypatch.setenv("AIRFLOW_CONN_COLDCHAIN_CLICKHOUSE", json.dumps(given))
+    with pytest.raises(Permanent, match=r"coldchain_clickhouse names several hosts \(one,.*name one"):
+        opened()
 
 
 def test_the_file_holds_what_the_environment_would(stack: Stack, tmp_path: Path) -> None:

@@ -143,12 +143,34 @@ ONCE_BROKEN: dict[str, list[Step]] = {
         ("whole", 1, True),
         ("finish", 0),
     ],
+    "main is rolled back to before what the source has forgotten": [
+        ("config", 96, 1_000, 1_000_000, 1_000, 1, 0),
+        ("insert", 0, 0, 0, None), ("insert", 5, 0, 0, None),
+        ("whole", 0, True),
+        ("tick", 4),
+        ("forget",),
+        ("insert", 9, 0, 0, None),
+        ("whole", 1, True),
+        ("rollback", 2),
+        ("whole", 2, True),
+    ],
 }  # fmt: skip
+
+ONCE_BROKEN["the same, and a person gives it up"] = [
+    *ONCE_BROKEN["main is rolled back to before what the source has forgotten"],
+    ("expire",),
+]
 
 
 @pytest.mark.parametrize("steps", ONCE_BROKEN.values(), ids=ONCE_BROKEN)
 def test_a_life_that_once_ended_badly_ends_well(steps: list[Step]) -> None:
     live(steps)
+
+
+def test_a_protocol_that_forgets_the_last_copy_of_rows_is_found_out() -> None:
+    forgetful = mock.patch.object(protocol, "refuse_loss")
+    with forgetful, pytest.raises(Violation, match="the last copy of rows"):
+        live(ONCE_BROKEN["main is rolled back to before what the source has forgotten"])
 
 
 def no_token() -> Any:

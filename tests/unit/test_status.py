@@ -38,6 +38,12 @@ def facts(**changes: Any) -> Facts:
         ({"state": "failed"}, "failed"),
         ({"expired": 1}, "expired"),
         ({"expired": 1, "state": "failed"}, "failed"),
+        ({"state": "failed", "failed_kind": "SchemaDrift"}, "drifted"),
+        ({"state": "failed", "failed_kind": "ProofFailed"}, "quarantined"),
+        ({"state": "failed", "failed_kind": "Unavailable", "unequal": 2}, "failed"),
+        ({"failed_kind": "SchemaDrift"}, "on time"),  # it has succeeded since
+        ({"unequal": 2}, "differs"),
+        ({"foreign_files": 1, "watermark": NOW - timedelta(days=1)}, "blocked"),
         ({"state": "running"}, "running"),
         ({"watermark": None, "origin": None}, "on time"),  # the source is empty
         ({"watermark": None}, "late"),

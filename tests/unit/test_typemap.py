@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,16 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
-from pyiceberg.schema import Schema, index_by_id, index_by_name
+from pyiceberg.schema import Schema, index_by_id
 from pyiceberg.table import Table
 
 from coldchain.core.clickhouse_type import Type, parse_type
 from coldchain.core.errors import UnsupportedType
 from coldchain.core.fingerprint import version
 from coldchain.core.sql import Query
-from coldchain.core.typemap import CHOICES, WORDS, Column, canonical_column
+from coldchain.core.typemap import CHOICES, WORDS, canonical_column
 from coldchain.lake import columns_of, iceberg_schema
-from coldchain_spark import stream
 from tests.unit.engine import Engine, spec
 
 NAN = math.nan
@@ -244,13 +241,6 @@ def same(got: Any, want: Any) -> bool:
     return bool(got == want) and type(got) is type(want)
 
 
-def stamped(file: bytes, columns: Sequence[Column]) -> bytes:
-    """Give a file field ids as the stream does."""
-    out = BytesIO()
-    stream._copy([file], out, index_by_name(iceberg_schema(columns)), stream._binary(columns))
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(("kind", "declared", "nullable"), CASES)
 def test_a_type_comes_back_from_parquet_as_it_went_in(
     engine: Engine, tmp_path: Path, kind: Kind, declared: str, nullable: bool
@@ -271,7 +261,6 @@ def test_a_type_comes_back_from_parquet_as_it_went_in(
 
     path = tmp_path / "part.parquet"
     engine.write(columns, spec(), path)
-    path.write_bytes(stamped(path.read_bytes(), columns))
     staged = engine.files(columns, spec(), path)
     assert [row[1:5] for row in staged] == source, "the staged file has the source's fingerprint"
     assert [row[5] for row in staged] == [0]

@@ -114,6 +114,11 @@ def test_a_warehouse_that_the_reader_can_not_open_is_refused(location: str) -> N
         views.iceberg_reader(location)
 
 
+def test_a_path_is_the_same_however_a_catalog_spells_it() -> None:
+    spelt = {views.iceberg_reader(f"{scheme}/w/t/metadata/1.json") for scheme in ("", "file:", "file://")}
+    assert spelt == {"icebergLocal('/w/t', SETTINGS iceberg_metadata_file_path = 'metadata/1.json')"}
+
+
 def test_paths_and_names_can_not_break_out(spec: TableSpec) -> None:
     assert views.iceberg_reader("file:///a'b\\/metadata/x'.json") == (
         r"icebergLocal('/a\'b\\', SETTINGS iceberg_metadata_file_path = 'metadata/x\'.json')"

@@ -1,9 +1,13 @@
 -- Kraken: [channelID, [[price, volume, time, side, orderType, misc], ...], "trade", pair], one or more trades a message, all
 -- values text. The time is "seconds.microseconds" and is read as a decimal: exact. The first trade of a message has index 0.
+-- The sequence number is 9 bits of partition (each counts its offsets anew), 38 of offset, 16 of index: within Int64. What does
+-- not fit stops at the queue, where it waits, and makes no number that is another trade's.
 CREATE MATERIALIZED VIEW IF NOT EXISTS k2.bronze_trades_kraken_view TO k2.bronze_trades_kraken AS
 SELECT
     fromUnixTimestamp64Micro(toInt64(toDecimal128(trade[3], 6) * 1000000), 'UTC') AS exchange_timestamp,
-    bitShiftLeft(_offset, 16) + (number - 1)                        AS sequence_number,
+    bitShiftLeft(toUInt64(_partition), 54) + bitShiftLeft(_offset, 16) + (number - 1)
+        + throwIf(_partition >= 512 OR _offset >= 274877906944 OR number > 65536,
+                  'Kraken: partition, offset or place in the message is too large for a sequence number') AS sequence_number,
     JSONExtractString(message, 4)                                  AS symbol,
     trade[4]                                                       AS side,
     toDecimal128(trade[1], 8)                                      AS price,

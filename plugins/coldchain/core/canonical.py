@@ -7,7 +7,7 @@ any bytes. So files can be read back, and hashed again, by a table's Iceberg sch
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coldchain.core.errors import UnsupportedType
 from coldchain.core.sql import comma, quote
@@ -103,6 +103,41 @@ def hashed(value: Value, expression: str, depth: int = 0) -> list[str]:
     if value.shape in ("float", "double"):
         plain = f"if(isNaN({plain}), CAST('nan' AS {value.plain_clickhouse}), {plain})"
     return [f"isNull({expression})", plain] if value.nullable else [plain]
+
+
+def writable(value: Value, expression: str) -> tuple[Value, str]:
+    """Return the type and expression by which any server can write a value as Parquet: a UUID as its 16 bytes.
+
+    They are what a UUID is in Parquet, where the footer says so; servers as old as 24.5 and 24.8 refuse to write the
+    type itself (seen).
+    """
+    if not _holds_uuid(value):
+        return value, expression
+    written = _without_uuid(value)
+    return written, f"CAST({_uuid_bytes(value, expression, 0)} AS {written.clickhouse})"
+
+
+def _holds_uuid(value: Value) -> bool:
+    return value.shape == "uuid" or any(_holds_uuid(part) for _, part in value.parts)
+
+
+def _without_uuid(value: Value) -> Value:
+    parts = tuple((name, _without_uuid(part)) for name, part in value.parts)
+    return replace(value, shape="fixed[16]" if value.shape == "uuid" else value.shape, parts=parts)
+
+
+def _uuid_bytes(value: Value, expression: str, depth: int) -> str:
+    if not _holds_uuid(value):
+        return expression
+    if value.shape == "list":
+        name = f"x{depth}"
+        return f"arrayMap({name} -> {_uuid_bytes(value.parts[0][1], name, depth + 1)}, {expression})"
+    if value.shape == "map":
+        sides = (_uuid_bytes(list_of(part), side, depth) for side, part in _sides(value, expression))
+        return f"CAST(({comma(sides)}) AS {_without_uuid(value).clickhouse})"
+    if value.shape == "struct":
+        return f"tuple({comma(_uuid_bytes(part, field, depth) for field, part in _fields(value, expression))})"
+    return f"UUIDStringToNum(toString({expression}))"
 
 
 def invalid_text(value: Value, expression: str, depth: int = 0) -> list[str]:

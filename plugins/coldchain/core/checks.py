@@ -7,7 +7,7 @@
 | range     | rows outside the least and the largest value; NaN is outside             |
 | accepted  | rows whose value, as text, is not in the list                            |
 | monotonic | rows whose value is below that of the row before, in order of event time |
-| rows      | windows with fewer or more rows than allowed                             |
+| rows      | windows of the grid, of those staged, with fewer or more rows            |
 | balance   | windows whose rows, or sum, differ from those of other source tables     |
 """
 
@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coldchain.core.fingerprint import Buckets, total, within
 from coldchain.core.sql import Parameters, Query, comma, in_windows, quote, quote_table
 from coldchain.core.table import TableSpec
-from coldchain.core.windows import Window, format_us
+from coldchain.core.windows import Window, format_us, steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,19 @@ def columns_of(spec: TableSpec) -> set[str]:
 
 
 def row_counters(spec: TableSpec) -> list[Counter]:
-    """Build the checks that can be counted file by file.
+    """Build the checks that can be counted file by file, and in a file bucket by bucket.
 
     A key holds the event time and the partition's columns, and two files of a segment share no instant of a
-    partition: so a key is unique where it is unique in every file.
+    partition: so a key is unique where it is unique in every bucket of every file.
     """
     counters = [
         Counter("not_null", f"not_null {name}", f"countIf(isNull({quote(name)}))", {})
         for name in spec.checks.get("not_null", ())
     ]
     if spec.checks.get("unique"):
+        # A tuple, for of several arguments uniqExact leaves out the rows in which one is NULL.
         key = comma(quote(name) for name in spec.key)
-        counters.append(Counter("unique", f"unique ({', '.join(spec.key)})", f"count() - uniqExact({key})", {}))
+        counters.append(Counter("unique", f"unique ({', '.join(spec.key)})", f"count() - uniqExact(tuple({key}))", {}))
     counters += _ranges(spec.checks.get("range", {}))
     for index, (name, values) in enumerate(spec.checks.get("accepted", {}).items()):
         column = quote(name)
@@ -99,7 +101,8 @@ def falls(spec: TableSpec, relation: str) -> Query | None:
     column, time = quote(wanted["column"]), quote(spec.event_time)
     by = f"PARTITION BY {comma(quote(name) for name in wanted['by'])} " if wanted.get("by") else ""
     frame = f"({by}ORDER BY {time}, {column} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)"
-    rows = f"SELECT {column} AS now, lagInFrame({column}, 1, {column}) OVER {frame} AS before FROM {relation}"
+    rows = f"SELECT {column} AS now, lagInFrame({column}, 1, {column}) OVER {frame} AS before FROM {relation} "
+    rows += f"WHERE isNotNull({column})"  # or what follows a NULL is compared with nothing
     return Query(f"SELECT countIf(now < before) FROM ({rows})", {})
 
 
@@ -109,16 +112,21 @@ def monotonic_name(spec: TableSpec) -> str:
     return f"monotonic {wanted['column']}" + (f" by {', '.join(wanted['by'])}" if wanted.get("by") else "")
 
 
-def row_bounds(spec: TableSpec, windows: Iterable[tuple[Window, int]]) -> Iterator[Result]:
-    """Check the number of rows of each window."""
+def row_bounds(spec: TableSpec, staged: Iterable[tuple[Window, Buckets]]) -> Iterator[Result]:
+    """Check the number of rows of every window of the table's grid, however many of them were staged as one.
+
+    A stretch in which the source holds no row at all is not staged, and not looked at.
+    """
     bounds = spec.checks.get("rows")
     if bounds is None:
         return
     least, most = bounds.get("min", 0), bounds.get("max")
-    for window, rows in windows:
-        is_broken = rows < least or (most is not None and rows > most)
-        said = f"{rows:,} rows, allowed are {least:,} to {'any number' if most is None else f'{most:,}'}"
-        yield Result("rows", "rows", window, int(is_broken), is_blocking(spec, "rows"), said)
+    for whole, buckets in staged:
+        for window in steps(whole, spec.grid_us):
+            rows = total(within(buckets, window).values()).rows
+            is_broken = rows < least or (most is not None and rows > most)
+            said = f"{rows:,} rows, allowed are {least:,} to {'any number' if most is None else f'{most:,}'}"
+            yield Result("rows", "rows", window, int(is_broken), is_blocking(spec, "rows"), said)
 
 
 def staged_sum(spec: TableSpec) -> str:

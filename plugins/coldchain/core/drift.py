@@ -44,6 +44,11 @@ class Drift:
         """Tell whether Iceberg's schema must change before anything is staged."""
         return bool(self.added or self.widened or self.relaxed)
 
+    @property
+    def noted(self) -> dict[str, list[str]]:
+        """What an event of the ledger says of it; nothing without drift."""
+        return {"drift": [*self.said]} if self.said else {}
+
 
 def is_widening(old: str, new: str) -> bool:
     """Tell whether Iceberg can turn a column of one type into the other (its specification, "Schema Evolution")."""

@@ -93,6 +93,10 @@ class ForeignFiles(Permanent):
     """`main` holds files that no segment owns."""
 
 
+class LastCopy(Permanent):
+    """`main` has lost rows that the source does not hold any more: who takes it as it is forgets them."""
+
+
 class Incomplete(Permanent):
     """What could be moved is published; the rest waits for a person."""
 

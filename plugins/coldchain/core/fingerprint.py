@@ -113,9 +113,14 @@ def bucket_of(event_time: str) -> str:
 _TOTALS = "count() AS `rows`, sum({row_hash}) AS `hash`, countIf(isNull({row_hash})) AS `unhashed`"
 
 
-def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], grid_us: int) -> Query:
-    """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source."""
-    rows = canonical_rows(table, columns, windows)
+def source_buckets(
+    table: TableSpec, columns: Sequence[Column], windows: Sequence[Window], grid_us: int, partition: Sequence[str] = ()
+) -> Query:
+    """Build `(bucket start in us, rows, hash, rows without a hash)` per non-empty bucket of the source.
+
+    `partition` is the text of the partition columns, for rows of one Iceberg partition only.
+    """
+    rows = canonical_rows(table, columns, windows, partition)
     text = (
         f"SELECT {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))}"
         f" FROM ({rows.text}) GROUP BY `bucket` ORDER BY `bucket`"
@@ -123,15 +128,28 @@ def source_buckets(table: TableSpec, columns: Sequence[Column], windows: Sequenc
     return Query(text, {**rows.parameters, "grid": grid_us})
 
 
-def file_buckets(table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int) -> Query:
-    """Build `(path, bucket, rows, hash, unhashed, invalid text rows)` over Parquet files, read with explicit types."""
+def file_buckets(
+    table: TableSpec, columns: Sequence[Column], relation: str, grid_us: int, counters: Sequence[Query] = ()
+) -> Query:
+    """Build what Parquet files hold, read with explicit types, per file and bucket.
+
+    `(path, bucket, rows, hash, unhashed, invalid text rows, first event time in us, last, partition columns' values,
+    counts)`: of the values, each an array of texts, two at most, for a file should hold rows of one; of the counters,
+    each an expression that counts some rows of a bucket, an array in their order.
+    """
     texts = [each for column in columns for each in invalid_text(column.value, quote(column.name))]
     invalid = f"countIf({' OR '.join(texts)})" if texts else "0"
+    micros = f"toUnixTimestamp64Micro({quote(table.event_time)})"
+    values = comma(f"toString({quote(name)})" for name in table.partition_columns)
     text = (
         f"SELECT _path, {bucket_of(table.event_time)} AS `bucket`, {_TOTALS.format(row_hash=row_hash(columns))},"
-        f" {invalid} AS `invalid` FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
+        f" {invalid} AS `invalid`, min({micros}), max({micros}),"
+        f" groupUniqArray(2)(CAST([{values}], 'Array(String)')),"
+        f" CAST([{comma(counter.text for counter in counters)}], 'Array(UInt64)')"
+        f" FROM {relation} GROUP BY _path, `bucket` ORDER BY _path, `bucket`"
     )
-    return Query(text, {"grid": grid_us})
+    bound = {name: value for counter in counters for name, value in counter.parameters.items()}
+    return Query(text, {"grid": grid_us, **bound})
 
 
 def structure(columns: Sequence[Column]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us
 
 VERSION = 3
+ARGUMENT_BYTES = (128 << 10) - 1  # Linux: MAX_ARG_STRLEN, with the zero byte at the end
 
 
 def _check_version(data: Mapping[str, Any], what: str) -> None:
@@ -93,15 +96,24 @@ class JobSpec:
     tables: tuple[JobTable, ...]
 
     def dumps(self) -> str:
-        """Write the one argument of the Spark application."""
-        return json.dumps(
-            {"version": VERSION, "tables": [table.to_json() for table in self.tables]}, separators=(",", ":")
-        )
+        """Write the one argument of the Spark application: JSON, compressed where it is too long for an argument."""
+        data = {"version": VERSION, "tables": [table.to_json() for table in self.tables]}
+        text = json.dumps(data, separators=(",", ":"))
+        return text if len(text) <= ARGUMENT_BYTES else base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+    def parts(self) -> Iterator[JobSpec]:
+        """Cut the job into as few as need be for each to fit into an argument; a table is never cut."""
+        if len(self.tables) < 2 or len(self.dumps()) <= ARGUMENT_BYTES:
+            yield self
+            return
+        middle = len(self.tables) // 2
+        yield from JobSpec(self.tables[:middle]).parts()
+        yield from JobSpec(self.tables[middle:]).parts()
 
     @classmethod
     def loads(cls, text: str) -> JobSpec:
         """Read the argument; Permanent where it comes from another release."""
-        data = json.loads(text)
+        data = json.loads(text if text.startswith("{") else zlib.decompress(base64.b64decode(text)))
         _check_version(data, "the job")
         return cls(
             tuple(

@@ -12,7 +12,7 @@ PARAMETERS = ("action", "tables", "segments", "reason", "dry_run")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a person asks for. `segments` are ids of expired segments, for `accept`."""
+    """What a person asks for. `segments` are ids of segments that expired, or that `main` has lost, for `accept`."""
 
     action: str
     reason: str

@@ -14,27 +14,44 @@ _VERIFIED = ("verify-full", "verify-ca")
 
 
 def refusals(
-    clickhouse_url: str, clickhouse_password: str, uris: dict[str, str], warehouse: str, storage: Mapping[str, str]
+    clickhouse_url: str,
+    clickhouse_password: str,
+    uris: dict[str, str],
+    warehouse: str,
+    storage: Mapping[str, str],
+    access: Mapping[str, str],
 ) -> Iterator[str]:
     """Say, a sentence each and without any secret, what production does not allow.
 
     Args:
         clickhouse_url: ClickHouse's address over HTTP.
         clickhouse_password: its user's.
-        uris: of PostgreSQL databases, by what names them.
-        warehouse: the Iceberg warehouse.
+        uris: of PostgreSQL databases, or of a REST catalog, by what names them.
+        warehouse: the Iceberg warehouse; of a REST catalog perhaps but its name there.
         storage: pyiceberg's properties of the object store that it is on.
+        access: what a REST catalog is asked with.
     """
     if urlsplit(clickhouse_url).scheme != "https":
         yield "connection coldchain_clickhouse is not secure: allowed is TLS only, by extra secure and its port"
     yield from of_password("connection coldchain_clickhouse", clickhouse_password)
     for name, uri in uris.items():
-        yield from of_postgres(name, uri)
-    if "://" not in warehouse or warehouse.startswith("file:"):
-        yield f"warehouse={warehouse} lies on one machine's disk: allowed is object storage, such as s3://bucket/path"
+        yield from of_rest(name, uri, access) if is_rest(uri) else of_postgres(name, uri)
+    if "/" in warehouse or not any(map(is_rest, uris.values())):
+        yield from of_location(f"warehouse={warehouse}", warehouse)
     if not storage.get("s3.endpoint", "https://").startswith("https://"):
         yield "s3.endpoint of connection coldchain_iceberg is in plain text: allowed are addresses that begin with https://"
     yield from of_password("s3.secret-access-key", storage.get("s3.secret-access-key", "-" * SHORTEST))
+
+
+def is_rest(catalog_uri: str) -> bool:
+    """Tell a REST catalog's address from a database's."""
+    return catalog_uri.startswith(("http://", "https://"))
+
+
+def of_location(name: str, location: str) -> Iterator[str]:
+    """Say what production does not allow of where files lie."""
+    if "://" not in location or location.startswith("file:"):
+        yield f"{name} lies on one machine's disk: allowed is object storage, such as s3://bucket/path"
 
 
 def of_postgres(name: str, uri: str) -> Iterator[str]:
@@ -48,6 +65,15 @@ def of_postgres(name: str, uri: str) -> Iterator[str]:
     if unfit := [mode for mode in modes if mode not in _VERIFIED]:
         yield f"{name} has sslmode={unfit[0]}: allowed are {' and '.join(_VERIFIED)}"
     yield from of_password(name, options.get("password", [unquote(parts.password or "")])[-1])
+
+
+def of_rest(name: str, uri: str, access: Mapping[str, str]) -> Iterator[str]:
+    """Say what production does not allow of a REST catalog; `access` is what it is asked with."""
+    if not uri.startswith("https://"):
+        yield f"{name} is in plain text: allowed are addresses that begin with https://"
+    if not access.get("oauth2-server-uri", "https://").startswith("https://"):
+        yield f"oauth2-server-uri of {name} is in plain text: allowed are addresses that begin with https://"
+    yield from of_password(name, access.get("credential", access.get("token", "")).rpartition(":")[2])
 
 
 def of_clickhouse(name: str, password: str, extra: Mapping[str, Any]) -> Iterator[str]:

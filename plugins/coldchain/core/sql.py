@@ -31,6 +31,14 @@ def quote(identifier: str) -> str:
     return f"`{identifier}`"
 
 
+def ambiguous(names: Iterable[str]) -> list[str]:
+    """Return the first names that differ only by case, or none."""
+    spelt: dict[str, list[str]] = {}
+    for name in names:
+        spelt.setdefault(name.lower(), []).append(name)
+    return next((each for each in spelt.values() if len(each) > 1), [])
+
+
 def quote_table(source: str) -> str:
     """Quote a `database.table` name, or refuse it with BadRequest."""
     parts = source.split(".")

@@ -59,6 +59,13 @@ class TableSpec:
         """The table and column that are asked how far the source reaches."""
         return self.extent or (self.source, self.event_time)
 
+    def sealed_before_us(self, now_us: int) -> int | None:
+        """Return before which start segments are sealed at a moment: the source has begun to forget them, or may soon.
+
+        None where it keeps all.
+        """
+        return None if self.retention_us is None else now_us - self.retention_us + self.seal_margin_us
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON-ready data."""
         return asdict(self)

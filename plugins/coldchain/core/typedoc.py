@@ -42,6 +42,8 @@ Iceberg's `string` is UTF-8. A String that is not, anywhere in a value, fails th
 is a column's smallest or largest; `types: {c: binary}` holds such a column as bytes. A FixedString is `fixed`, with the
 zero bytes that pad it.
 
+A UUID is read as its 16 bytes, which the file's footer calls a UUID again: servers as old as 24.8 can't write the type.
+
 ## Instants
 
 DateTime and DateTime64 become `timestamptz`, microseconds in UTC; their zone is a matter of display and is not kept.

@@ -16,7 +16,7 @@ from functools import partial
 from coldchain.core.canonical import Value, hashed, list_of
 from coldchain.core.clickhouse_type import Type, parse_type
 from coldchain.core.errors import UnsupportedType
-from coldchain.core.sql import IDENTIFIER, comma, quote
+from coldchain.core.sql import IDENTIFIER, ambiguous, comma, quote
 
 # Builds the canonical value from an expression of the source's type.
 Read = Callable[[str], str]
@@ -105,7 +105,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "UInt64": {"long": "half the size; a value over 9223372036854775807 fails the run"},
     "String": {"binary": "any bytes; without it text that is not valid UTF-8 fails the proof"},
     "FixedString": {"string": "text without the zero bytes that pad it"},
-    "UUID": {"string": "its text; servers as old as 24.8 can't write the type as Parquet"},
+    "UUID": {"string": "its text"},
     **{name: {"decimal": "decimal(38, 0); a longer value fails the run", "string": "its digits"} for name in _WIDE},
     "Decimal256": {"decimal": "38 digits of the same scale; a longer value fails the run", "string": "its text"},
     "DateTime64(7..9)": {
@@ -287,6 +287,11 @@ def _tuple(source: Type, wanted: str | None, depth: int) -> _Mapped:
         raise UnsupportedType(
             f"{source} has an element named {odd[0]!r}, of other characters than letters, digits and _: "
             f"cast it to a Tuple without names {VIEW} (a cast to other names makes its elements zero)"
+        )
+    if twice := ambiguous(names):
+        raise UnsupportedType(
+            f"{source} has elements {' and '.join(twice)}, which differ only by case, and Spark SQL can't tell them "
+            f"apart: cast it to a Tuple without names {VIEW}"
         )
     if not parts:
         raise UnsupportedType(f"{source} has no elements: leave the column out {VIEW}")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
+_DURATIONS_US = {"s": 1_000_000, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What timestamptz, DateTime64(6) and Python's datetime can all hold.
 MIN_US = -2_208_988_800_000_000  # 1900-01-01
@@ -38,9 +39,24 @@ class Window:
         return self.start_us <= other.start_us and other.end_us <= self.end_us
 
 
+def steps(window: Window, step_us: int) -> Iterator[Window]:
+    """Cut a window at the multiples of a step."""
+    start_us = window.start_us
+    while start_us < window.end_us:
+        end_us = min(floor_us(start_us, step_us) + step_us, window.end_us)
+        yield Window(start_us, end_us)
+        start_us = end_us
+
+
 def duration_us(text: str) -> int:
     """Read a duration such as `15m` or `7d`, in microseconds."""
-    return int(text[:-1]) * {"s": 1_000_000, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}[text[-1]]
+    return int(text[:-1]) * _DURATIONS_US[text[-1]]
+
+
+def duration_text(us: int) -> str:
+    """Write a duration of whole seconds, in microseconds, as `duration_us` reads it."""
+    unit = next((unit for unit, size in reversed(_DURATIONS_US.items()) if us % size == 0), "s")
+    return f"{us // _DURATIONS_US[unit]}{unit}"
 
 
 def to_us(moment: datetime) -> int:

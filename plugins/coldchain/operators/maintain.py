@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseOperator
@@ -13,10 +13,14 @@ from airflow.sdk.exceptions import AirflowSkipException
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
 from coldchain.operators.offload import ROOT, submit
+from coldchain.store.ledger import COMPACT, TIDY
+
+if TYPE_CHECKING:
+    from coldchain.store.postgres import PostgresLedger
 
 APPLICATION = ROOT / "spark" / "jobs" / "compact_table.py"
 PARAMETERS = ("tables", "days", "dry_run")
-KEPT_DAYS = 90  # of events and superseded segments in the ledger; the database keeps 30 whatever is asked
+KEPT_DAYS = 90  # of what the ledger may forget; the database keeps 30 whatever is asked
 
 
 def _asked(context: Any, table: str) -> dict[str, Any]:
@@ -44,6 +48,7 @@ class CompactOperator(SparkSubmitOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Say what would be put together, do it unless it is a dry run, and return what was done."""
+        from coldchain import connections, notify
         from coldchain.core.job import CompactJob
         from coldchain.maintenance import batches_of
         from coldchain.turns import turn_of
@@ -61,10 +66,13 @@ class CompactOperator(SparkSubmitOperator):
                 said = {"batches": 0, "left": len(batches)}
                 if not params["dry_run"]:
                     turn.ledger.note(self.spec.name, token, turn.run_key, "compacted", said)
+                    notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, COMPACT)
                 return said
             rows = max(batch.fingerprint.rows for batch in batches[: params["days"]])
             job = CompactJob(self.spec, token, turn.run_key, params["days"], rows)
-            return submit(self, context, APPLICATION, job.dumps(), turn, token, "compacted")
+            done = submit(self, context, APPLICATION, job.dumps(), turn, token, "compacted")
+            notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, COMPACT)
+            return done
 
 
 class TidyOperator(BaseOperator):
@@ -80,7 +88,7 @@ class TidyOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Tidy, or say what would be dropped; return the counts."""
-        from coldchain import connections, views
+        from coldchain import connections, notify, views
         from coldchain.maintenance import tidy
         from coldchain.turns import turn_of
 
@@ -94,8 +102,15 @@ class TidyOperator(BaseOperator):
             self.log.info("%s: %s", self.spec.name, done.sentence(is_dry=params["dry_run"]))
             if not params["dry_run"]:
                 turn.ledger.note(self.spec.name, f"tidy-{uuid.uuid4()}", turn.run_key, "tidied", done.to_json())
-                events, segments = connections.ledger().forget(self.spec.name, KEPT_DAYS)
-                self.log.info("%s: %d events and %d superseded segments were older than %d days, and dropped",
-                              self.spec.name, events, segments, KEPT_DAYS)  # fmt: skip
+                self._forget(connections.ledger())
                 views.keep(self.spec, turn.ledger, connections.views)
+                notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, TIDY)
             return done.to_json()
+
+    def _forget(self, book: PostgresLedger) -> None:
+        """Let the ledger drop what is old: of this table, and the messages and refused runs, which are of none."""
+        events, segments = book.forget(self.spec.name, KEPT_DAYS)
+        rejections, incidents = book.forget_messages(KEPT_DAYS)
+        self.log.info("%s: %d events and %d superseded segments were older than %d days, and dropped; of all tables %d "
+                      "refused runs and %d incidents", self.spec.name, events, segments, KEPT_DAYS, rejections,
+                      incidents)  # fmt: skip

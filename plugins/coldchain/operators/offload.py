@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class OffloadOperator(SparkSubmitOperator):
     def _submit(
         self, context: Any, planned: Sequence[tuple[Turn, Work]], leases: ExitStack
     ) -> dict[str, ColdchainError]:
-        """Run one application for the tables that can be taken; return the errors by table."""
+        """Run an application (for many tables several) for those that can be taken; return the errors by table."""
         from coldchain.core.job import JobSpec
 
         jobs, failed = self._take(planned)
@@ -112,18 +112,18 @@ class OffloadOperator(SparkSubmitOperator):
         for turn, job in ((turn, job) for turn, _ in planned for job in jobs if job.spec.name == turn.spec.name):
             leases.enter_context(releasing(context, turn, job.token))
             turn.ledger.note(job.spec.name, job.token, turn.run_key, "started")
-        if not jobs:
-            return failed
-        self.application_args = [JobSpec(tuple(jobs)).dumps()]
-        self._hook = None  # it keeps the arguments of an earlier submission
-        ended: AirflowException | None = None
-        try:
-            super().execute(context)
-        except AirflowException as error:
-            ended = error
         turns = {turn.spec.name: turn for turn, _ in planned}
-        said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in jobs}
-        return failed | {name: error for name, error in said.items() if error is not None}
+        for part in JobSpec(tuple(jobs)).parts() if jobs else ():
+            self.application_args = [part.dumps()]
+            self._hook = None  # it keeps the arguments of an earlier submission
+            ended: AirflowException | None = None
+            try:
+                super().execute(context)
+            except AirflowException as error:
+                ended = error
+            said = {job.spec.name: self._explain(turns[job.spec.name], job.token, ended) for job in part.tables}
+            failed |= {name: error for name, error in said.items() if error is not None}
+        return failed
 
     def _take(self, planned: Sequence[tuple[Turn, Work]]) -> tuple[list[JobTable], dict[str, ColdchainError]]:
         """Take all tables together, or wait with none: a run that kept some while it waits could wait for ever."""
@@ -208,15 +208,26 @@ def configure(operator: SparkSubmitOperator, own: Path) -> None:
     from coldchain import connections
 
     options = connections.spark_options()
-    operator.env_vars = {**connections.driver_environment(), **({} if options.is_elsewhere else _python_environment())}
+    own_environment, operator.properties_file = ({}, None) if options.is_elsewhere else local_environment(os.environ)
+    operator.env_vars = {**connections.driver_environment(), **own_environment}
     operator.application = f"{options.jobs.rstrip('/')}/{own.name}" if options.jobs else str(own)
     operator.py_files, operator._archives, operator.conf = options.py_files, options.archives, dict(options.conf)
 
 
-def _python_environment() -> dict[str, str]:
-    """Let driver and executors import the package, and Spark find its lean configuration."""
-    paths = [str(ROOT / "plugins"), str(ROOT / "spark"), os.environ.get("PYTHONPATH", "")]
+def local_environment(given: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
+    """Let driver and executors import the package, and Spark find its lean configuration, where it is not the user's.
+
+    Args:
+        given: this process's environment. COLDCHAIN_SPARK_CLASSES may name what `stack.class_archive` has made.
+
+    Returns:
+        Variables for spark-submit, and its properties file where there is one.
+    """
+    paths = [str(ROOT / "plugins"), str(ROOT / "spark"), given.get("PYTHONPATH", "")]
     environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    if "SPARK_CONF_DIR" not in os.environ:
-        environment["SPARK_CONF_DIR"] = str(SPARK_CONF)
-    return environment
+    if "SPARK_CONF_DIR" in given:
+        return environment, None
+    archive = Path(given.get("COLDCHAIN_SPARK_CLASSES") or "nowhere")
+    if (defaults := archive / "spark-defaults.conf").exists():
+        return {**environment, "SPARK_CONF_DIR": str(archive / "conf")}, str(defaults)
+    return {**environment, "SPARK_CONF_DIR": str(SPARK_CONF)}, None

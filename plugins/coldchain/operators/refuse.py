@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
 
-from coldchain.failures import count_rejection
+from coldchain.core.errors import RegistryProblem
+from coldchain.failures import as_airflow_failures, count_rejection
 from coldchain.registry import UNREADABLE
 
 
@@ -28,4 +28,5 @@ class RefuseOperator(BaseOperator):
     def execute(self, context: Any) -> None:
         """Fail, at once and without retries."""
         count_rejection(context, "registry", "file" if self.name == UNREADABLE else "entry")
-        raise AirflowFailException("; ".join(self.problems))
+        with as_airflow_failures(context):
+            raise RegistryProblem("; ".join(self.problems))

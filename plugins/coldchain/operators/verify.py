@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
+from coldchain.store.ledger import VERIFY
 
 
 class VerifyOperator(BaseOperator):
@@ -24,7 +25,7 @@ class VerifyOperator(BaseOperator):
 
     def execute(self, context: Any) -> str:
         """Audit in the mode that the run's parameters ask for; return the sentence that says what was found."""
-        from coldchain import connections
+        from coldchain import connections, notify
         from coldchain.audit import audit
         from coldchain.clickhouse import HttpClickHouse
         from coldchain.core.request import refuse_unknown
@@ -36,5 +37,8 @@ class VerifyOperator(BaseOperator):
         if params["tables"] and self.spec.name not in params["tables"]:
             raise AirflowSkipException(f"parameter tables={params['tables']} leaves {self.spec.name} out")
         with as_airflow_failures(context):
-            client = HttpClickHouse.of(connections.settings())
-            return audit(turn_of(self.spec, context), client, params["mode"]).sentence(self.spec.name)
+            client, turn = HttpClickHouse.of(connections.settings()), turn_of(self.spec, context)
+            found = audit(turn, client, params["mode"])
+            if found.is_whole:
+                notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, VERIFY)
+            return found.sentence(self.spec.name)

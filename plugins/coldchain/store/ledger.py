@@ -75,6 +75,7 @@ class Comparison:
     grid_us: int
     empty: Sequence[Window] = ()
     expired: Sequence[Window] = ()
+    newest_us: int | None = None  # of the source's rows: for people alone, no decision reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ class Attempt:
 
 
 LEASE_SECONDS = 300
+OFFLOAD, VERIFY, COMPACT, TIDY, REGISTRY = "offload", "verify", "compact", "tidy", "registry"  # work that can fail
+INCIDENT_ENDS_S = 2 * 24 * 3600  # longer than from night to night
 DAMAGED = "damaged"  # the version of a segment whose files are not what was proven: no columns have it
 
 
@@ -139,6 +142,9 @@ class Ledger(Protocol):
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         """Read the published, empty and expired segments that overlap the window, in order of time."""
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        """Read those of the segments that are still published, empty or expired, in order of time."""
 
     def publishing(self, name: str) -> list[Publishing]:
         """Read what a committer left undecided; at most one entry per snapshot."""
@@ -225,17 +231,20 @@ class Ledger(Protocol):
         overtaken.
         """
 
-    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
-        """Open an incident of a kind, or find it open; return its id where nobody has been told yet."""
+    def open_incident(self, name: str, kind: str, said: str, run_key: str, work: str = OFFLOAD) -> int | None:
+        """Open an incident of a kind, or find it open; return its id where nobody has been told yet.
+
+        One that nothing was seen of for two days is over. `name` need not be a table of the ledger.
+        """
 
     def note_told(self, incident: int) -> None:
         """Record that people were told."""
 
-    def close_incidents(self, name: str) -> list[str]:
-        """Close all that is open; return the kinds of which people had been told."""
+    def close_incidents(self, ended: Collection[tuple[str, str]]) -> list[str]:
+        """Close all that is open of these names and works; return the kinds of which people had been told."""
 
-    def renew_epoch(self) -> None:
-        """Begin a new life of the ledger: every token of the old one is void."""
+    def renew_epoch(self, made_by: str) -> None:
+        """Begin a new life of the ledger: every token of the old one is void; once for all calls in a row by one."""
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         """Append an event to the record of attempts."""

@@ -18,7 +18,9 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, merge
 from coldchain.store.ledger import (
     DAMAGED,
+    INCIDENT_ENDS_S,
     LEASE_SECONDS,
+    OFFLOAD,
     Attempt,
     Base,
     Comparison,
@@ -71,12 +73,18 @@ class _Table:
     attempts: list[tuple[str, Attempt]] = field(default_factory=list)
     watermark: WatermarkRow | None = None
     versions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    incidents: dict[str, tuple[int, bool]] = field(default_factory=dict)  # by kind: id, whether people were told
 
     def copied(self) -> _Table:
         """Copy what a transaction changes in place; segments, attempts and versions are never changed, only added."""
         rows = {segment_id: replace(row) for segment_id, row in self.rows.items()}
         return replace(self, rows=rows, attempts=[*self.attempts], versions={**self.versions})
+
+
+@dataclass(frozen=True, slots=True)
+class _Incident:
+    number: int
+    is_told: bool = False
+    seen_s: float = 0.0
 
 
 class MemoryLedger:
@@ -85,7 +93,9 @@ class MemoryLedger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoch = str(uuid.uuid4())
+        self._epoch_made_by: str | None = None
         self._tables: dict[str, _Table] = {}
+        self._incidents: dict[tuple[str, str, str], _Incident] = {}  # what is open, by name, work and kind
         self._last_id = 0
 
     @contextmanager
@@ -167,6 +177,10 @@ class MemoryLedger:
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
         with self._transaction(name) as table:
             return [s for s in self._done(table) if window is None or s.window.overlaps(window)]
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        with self._transaction(name) as table:
+            return [s for s in self._done(table) if s.segment_id in segment_ids]
 
     def publishing(self, name: str) -> list[Publishing]:
         with self._transaction(name) as table:
@@ -354,28 +368,26 @@ class MemoryLedger:
             if table.compared_to_us is not None and compared_to_us is not None:
                 table.compared_to_us = min(table.compared_to_us, compared_to_us)
 
-    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
-        with self._transaction(name) as table:
-            if kind not in table.incidents:
-                self._last_id += 1
-                table.incidents = {**table.incidents, kind: (self._last_id, False)}
-            incident, is_told = table.incidents[kind]
-            return None if is_told else incident
+    def open_incident(self, name: str, kind: str, said: str, run_key: str, work: str = OFFLOAD) -> int | None:
+        found = self._incidents.get((name, work, kind))
+        if found is None or found.seen_s < self._clock() - INCIDENT_ENDS_S:
+            self._last_id += 1
+            found = _Incident(self._last_id)
+        self._incidents[name, work, kind] = replace(found, seen_s=self._clock())
+        return None if found.is_told else found.number
 
     def note_told(self, incident: int) -> None:
-        for table in self._tables.values():
-            for kind, (number, _) in table.incidents.items():
-                if number == incident:
-                    table.incidents = {**table.incidents, kind: (number, True)}
+        for key, found in self._incidents.items():
+            if found.number == incident:
+                self._incidents[key] = replace(found, is_told=True)
 
-    def close_incidents(self, name: str) -> list[str]:
-        with self._transaction(name) as table:
-            told = sorted(kind for kind, (_, is_told) in table.incidents.items() if is_told)
-            table.incidents = {}
-            return told
+    def close_incidents(self, ended: Collection[tuple[str, str]]) -> list[str]:
+        closed = {key: self._incidents.pop(key) for key in list(self._incidents) if key[:2] in ended}
+        return sorted(kind for (_, _, kind), found in closed.items() if found.is_told)
 
-    def renew_epoch(self) -> None:
-        self._epoch = str(uuid.uuid4())
+    def renew_epoch(self, made_by: str) -> None:
+        if self._epoch_made_by != made_by:
+            self._epoch, self._epoch_made_by = str(uuid.uuid4()), made_by
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction(name) as table:

@@ -21,6 +21,8 @@ from coldchain.core.table import TableSpec
 from coldchain.core.windows import Window, format_us, to_datetime, to_us
 from coldchain.store.ledger import (
     DAMAGED,
+    INCIDENT_ENDS_S,
+    OFFLOAD,
     Attempt,
     Base,
     Comparison,
@@ -46,6 +48,11 @@ _WATERMARK = """
     )
     SELECT coalesce(min(CASE WHEN s > reached THEN reached WHEN state = 'expired' THEN s END),
                     max(e), (SELECT origin FROM known)) FROM done"""
+
+# What a person may have written there, and no datetime of Python's can hold: infinity, years before 1 and after 9999.
+READABLE_WATERMARK = (
+    "CASE WHEN w.last_offload_timestamp BETWEEN '0001-01-02' AND '9999-12-30' THEN w.last_offload_timestamp END"
+)
 
 
 def _first_line(error: BaseException) -> str:
@@ -274,13 +281,17 @@ class PostgresLedger:
         return Proven(base, windows, tuple(path for _, _, path in foreign))
 
     def segments(self, name: str, window: Window | None = None) -> list[Segment]:
+        return self._done(name, *(("", ()) if window is None else ('AND "window" && %s', (_range(window),))))
+
+    def segments_by_id(self, name: str, segment_ids: Collection[int]) -> list[Segment]:
+        return self._done(name, "AND segment_id = ANY(%s)", (list(segment_ids),)) if segment_ids else []
+
+    def _done(self, name: str, condition: str, values: tuple[Any, ...]) -> list[Segment]:
         with self._transaction() as cursor:
-            table_id = self._table_id(cursor, name)
-            overlaps = "" if window is None else 'AND "window" && %s'
             cursor.execute(
                 f"SELECT {_SEGMENT} FROM coldchain.segments WHERE table_id = %s "
-                f"AND state IN ('published', 'empty', 'expired') {overlaps} ORDER BY lower(\"window\")",
-                (table_id,) if window is None else (table_id, _range(window)),
+                f"AND state IN ('published', 'empty', 'expired') {condition} ORDER BY lower(\"window\")",
+                (self._table_id(cursor, name), *values),
             )
             return [_segment(row) for row in cursor.fetchall()]
 
@@ -307,8 +318,11 @@ class PostgresLedger:
             table_id = self._hold(cursor, name, token)
             cursor.execute(
                 "UPDATE coldchain.tables SET origin = least(origin, %s), compared_to = greatest(compared_to, %s), "
-                "updated_at = clock_timestamp() WHERE table_id = %s",
-                (_moment(comparison.origin_us), _moment(comparison.compared_to_us), table_id),
+                "source_newest = coalesce(%s, source_newest), updated_at = clock_timestamp() WHERE table_id = %s",
+                (
+                    *map(_moment, (comparison.origin_us, comparison.compared_to_us, comparison.newest_us)),
+                    table_id,
+                ),
             )
             for state, windows in (("empty", comparison.empty), ("expired", comparison.expired)):
                 for window in windows:
@@ -559,21 +573,24 @@ class PostgresLedger:
                 (source, reason, run_key),
             )
 
-    def open_incident(self, name: str, kind: str, said: str, run_key: str) -> int | None:
+    def open_incident(self, name: str, kind: str, said: str, run_key: str, work: str = OFFLOAD) -> int | None:
+        given = {"name": name, "kind": kind, "said": said, "run_key": run_key, "work": work, "ends_s": INCIDENT_ENDS_S}
+        of = "name = %(name)s AND work = %(work)s AND kind = %(kind)s AND closed_at IS NULL"
         with self._transaction() as cursor:
-            table_id = self._table_id(cursor, name)
             cursor.execute(
-                "INSERT INTO coldchain.incidents (table_id, kind, said, run_key) VALUES (%s, %s, %s, %s) "
-                "ON CONFLICT (table_id, kind) WHERE closed_at IS NULL DO NOTHING",
-                (table_id, kind, said, run_key),
+                f"UPDATE coldchain.incidents SET closed_at = clock_timestamp() WHERE {of} "
+                "AND seen_at < clock_timestamp() - make_interval(secs => %(ends_s)s)",
+                given,
             )
             cursor.execute(
-                "SELECT incident_id FROM coldchain.incidents WHERE table_id = %s AND kind = %s "
-                "AND closed_at IS NULL AND notified_at IS NULL",
-                (table_id, kind),
+                "INSERT INTO coldchain.incidents (name, work, kind, said, run_key) "
+                "VALUES (%(name)s, %(work)s, %(kind)s, %(said)s, %(run_key)s) "
+                "ON CONFLICT (name, work, kind) WHERE closed_at IS NULL DO UPDATE SET seen_at = clock_timestamp() "
+                "RETURNING incident_id, notified_at IS NULL",
+                given,
             )
-            found = cursor.fetchone()
-        return None if found is None else int(found[0])
+            incident, is_untold = cursor.fetchone()
+        return int(incident) if is_untold else None
 
     def note_told(self, incident: int) -> None:
         with self._transaction() as cursor:
@@ -581,18 +598,22 @@ class PostgresLedger:
                 "UPDATE coldchain.incidents SET notified_at = clock_timestamp() WHERE incident_id = %s", (incident,)
             )
 
-    def close_incidents(self, name: str) -> list[str]:
+    def close_incidents(self, ended: Collection[tuple[str, str]]) -> list[str]:
         with self._transaction() as cursor:
             cursor.execute(
-                "UPDATE coldchain.incidents SET closed_at = clock_timestamp() WHERE table_id = %s "
+                "UPDATE coldchain.incidents SET closed_at = clock_timestamp() WHERE (name, work) IN %s "
                 "AND closed_at IS NULL RETURNING kind, notified_at IS NOT NULL",
-                (self._table_id(cursor, name),),
+                (tuple(ended),),
             )
             return sorted(kind for kind, is_told in cursor.fetchall() if is_told)
 
-    def renew_epoch(self) -> None:
+    def renew_epoch(self, made_by: str) -> None:
         with self._transaction() as cursor:
-            cursor.execute("UPDATE coldchain.epoch SET epoch = gen_random_uuid(), made_at = clock_timestamp()")
+            cursor.execute(
+                "UPDATE coldchain.epoch SET epoch = gen_random_uuid(), made_at = clock_timestamp(), made_by = %(by)s "
+                "WHERE made_by IS DISTINCT FROM %(by)s",
+                {"by": made_by},
+            )
 
     def note(self, name: str, token: str, run_key: str, event: str, detail: dict[str, Any] | None = None) -> None:
         with self._transaction() as cursor:
@@ -622,6 +643,15 @@ class PostgresLedger:
             )
             events, segments = cursor.fetchone()
             return int(events), int(segments)
+
+    def forget_messages(self, days: int) -> tuple[int, int]:
+        """Drop refused runs, which stay counted, and incidents that ended so many days ago; return the counts."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT * FROM coldchain.forget_messages(clock_timestamp() - make_interval(days => %s))", (days,)
+            )
+            rejections, incidents = cursor.fetchone()
+            return int(rejections), int(incidents)
 
     def last_published(self, name: str) -> tuple[str, list[Attempt]]:
         """Read the run that published last, and its events up to then, the oldest first; nothing where none did."""
@@ -681,12 +711,13 @@ class PostgresLedger:
         with self._transaction() as cursor:
             table_id = self._table_id(cursor, name)
             cursor.execute(
-                "SELECT last_offload_timestamp FROM coldchain.offload_watermarks WHERE table_name = %s", (name,)
+                f"SELECT {READABLE_WATERMARK}, last_offload_timestamp::text FROM coldchain.offload_watermarks w "
+                "WHERE table_name = %s",
+                (name,),
             )
-            row = cursor.fetchone()
-            watermark_us = self._watermark(cursor, table_id)
-            said = None if row is None else _us(row[0])
-            if said == watermark_us:
+            moment, text = cursor.fetchone() or (None, None)
+            watermark_us, said = self._watermark(cursor, table_id), _us(moment)
+            if said == watermark_us and (said is not None or text is None):
                 return None
             self._write_watermark(cursor, name, table_id)
-            return "nothing" if said is None else format_us(said)
+            return (text or "nothing") if said is None else format_us(said)

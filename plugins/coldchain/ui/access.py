@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Iterator
+from itertools import chain
 from urllib.parse import quote, urlencode
 
 from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
+from airflow.configuration import conf
 from airflow.models.connection import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 from fastapi import HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
 from coldchain.core.errors import Permanent
-from coldchain.core.production import of_postgres
+from coldchain.core.production import of_password, of_postgres
 from coldchain.settings import refuse_in_production
 
 DAG_ID = "coldchain_offload"
@@ -68,8 +71,16 @@ def ledger_uri() -> str:
     who = f"{quote(found.login or '', safe='')}:{quote(found.password or '', safe='')}"
     options = urlencode({key: value for key, value in found.extra_dejson.items() if key.startswith("ssl")})
     uri = f"postgresql://{who}@{found.host}:{found.port or 5432}/{found.schema}" + (f"?{options}" if options else "")
-    refuse_in_production(of_postgres(f"connection {found.conn_id}", uri))
+    refuse_in_production(chain(of_postgres(f"connection {found.conn_id}", uri), _unfit_beside()))
     return uri
+
+
+def _unfit_beside() -> Iterator[str]:
+    """Say what production does not allow of what the API server alone knows: Airflow's own database, metrics' token."""
+    if (airflow := str(conf.get("database", "sql_alchemy_conn"))).startswith("postgres"):
+        yield from of_postgres("Airflow's own database", airflow)
+    if token := metrics_token():
+        yield from of_password("the metrics, their token,", token)
 
 
 def _find(conn_id: str) -> Connection | None:

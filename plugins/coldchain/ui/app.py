@@ -31,6 +31,7 @@ from coldchain.ui.queries import LedgerReader, open_reader
 
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES_A_PAGE, SEGMENTS_A_PAGE, ATTEMPTS_A_PAGE = 50, 100, 50
+AUDITS = 48  # two days of them
 DAYS = 7
 
 
@@ -184,12 +185,14 @@ def _table_page(
         cells = status.table_cells(spec, row.facts, ledger.segments_within(name, start, end), start, end, now)
         segments = ledger.segments(name, until, SEGMENTS_A_PAGE + 1)
         attempts = ledger.attempts(name, attempts_before, ATTEMPTS_A_PAGE + 1)
+        audits = ledger.audits(name, AUDITS)
         versions = ledger.versions(name)
     return _html(
         request, "table.html", now=now, row=row, spec=spec, days=status.rows_of(cells, start, end),
         segments=segments[:SEGMENTS_A_PAGE], has_older_segments=len(segments) > SEGMENTS_A_PAGE,
         attempts=attempts[:ATTEMPTS_A_PAGE], has_older_attempts=len(attempts) > ATTEMPTS_A_PAGE,
-        versions=versions, links=Links(request, spec), before=before, attempts_before=attempts_before,
+        audits=audits, found=status.newest_findings(audits), versions=versions, links=Links(request, spec),
+        before=before, attempts_before=attempts_before,
     )  # fmt: skip
 
 
@@ -208,6 +211,7 @@ def _table_json(
             "table": row.to_json(),
             "segments": [_fields(each) for each in ledger.segments(name, until, SEGMENTS_A_PAGE)],
             "attempts": [_fields(each) for each in ledger.attempts(name, attempts_before, ATTEMPTS_A_PAGE)],
+            "audits": [_fields(each) for each in ledger.audits(name, AUDITS)],
             "versions": [_fields(each) for each in ledger.versions(name)],
         }
     return JSONResponse(status.plain(found))
@@ -221,6 +225,12 @@ def _metrics() -> Response:
     with open_ledger() as ledger:
         text = metrics.render(ledger, read_registry())
     return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+_STEPS = {
+    "started": "read_watermark", "idle": "read_watermark", "staged": "offload", "validated": "validate",
+    "publishing": "commit", "committed": "commit",
+}  # fmt: skip
 
 
 class Links:
@@ -252,16 +262,19 @@ class Links:
 
     def task(self, run_key: str | None, task: str | None, event: str = "") -> str | None:
         """Return the page of a task instance, which opens with its log; from the event where no task is named."""
-        step = task or {"staged": "offload", "validated": "validate", "committed": "commit", "publishing": "commit",
-                        "idle": "read_watermark", "started": "read_watermark"}.get(event)  # fmt: skip
-        run = self.run(run_key)
-        if run is None or step is None:
-            return None
-        if "." not in step:
-            is_shared = step == "offload" and self.spec.spark_group is not None
-            step = f"offload_{self.spec.spark_group}" if is_shared else f"{self.spec.name}.{step}"
-            step = f"{self.spec.layer}.{step}"
-        return f"{run}/tasks/{quote(step, safe='')}"
+        run, step = self.run(run_key), self._task_of(str(run_key).partition("/")[0], task, event)
+        return None if run is None or step is None else f"{run}/tasks/{quote(step, safe='')}"
+
+    def _task_of(self, dag_id: str, task: str | None, event: str) -> str | None:
+        if dag_id in ("coldchain_verify", "coldchain_recover"):
+            return self.spec.name
+        if dag_id == "coldchain_maintenance":
+            return f"{self.spec.name}.{'tidy' if event == 'tidied' else 'compact'}"
+        step = task or _STEPS.get(event)
+        if step is None or "." in step:
+            return step
+        is_shared = step == "offload" and self.spec.spark_group is not None
+        return f"{self.spec.layer}." + (f"offload_{self.spec.spark_group}" if is_shared else f"{self.spec.name}.{step}")
 
 
 def _duration(seconds: float | None) -> str:
@@ -303,7 +316,7 @@ def _templates() -> Environment:
     )  # fmt: skip
     made.filters |= {"duration": _duration, "size": _bytes, "time": _time, "minute": _minute, "to_json": json.dumps}
     made.globals |= {name: (TEMPLATES / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    made.globals |= {"signs": status.SIGNS}
+    made.globals |= {"signs": status.SIGNS, "told": status.told}
     return made
 
 

@@ -83,6 +83,8 @@ DECLARED = (
     _gauge("table_interval_seconds", "how often a window can close: the larger of schedule and grid"),
     _gauge("table_lateness_seconds", "how long a scheduled run waits after a window's end"),
     _gauge("table_watermark_timestamp_seconds", "end of the gap-free run of published windows"),
+    _gauge("table_source_max_event_timestamp_seconds", "the source's newest event time, as the last run that compared "
+           "saw it: where the watermark is past it, the source is idle"),
     _gauge("table_lag_seconds", "the ledger's clock less the watermark"),
     _gauge("table_lag_limit_seconds", "the lag from which the table is late: interval + lateness + 900"),
     _gauge("table_ttl_headroom_seconds", "time until the source begins to forget rows that are not offloaded; "
@@ -92,6 +94,8 @@ DECLARED = (
     _gauge("table_last_failure_timestamp_seconds", "last failure"),
     _gauge("table_last_run_duration_seconds", "of the last run that published, from its start to its commit"),
     _gauge("table_failures_in_a_row", "failures since the last success"),
+    _gauge("schema_drift", "1 while the last run failed because the source's columns no longer fit: a person "
+           "must decide before anything moves"),
     _gauge("windows_pending", "windows on the table's grid that have closed, lateness included, and are not done"),
     _gauge("windows_gap", "windows that are not done below the newest one that is"),
     _gauge("windows_expired", "windows that the source forgot before they were moved: they hold the watermark"),
@@ -99,7 +103,7 @@ DECLARED = (
     _gauge("segments_unequal", "published segments that the audit found missing, damaged or differing from the source, "
            "and that no run has replaced since"),
     _gauge("table_verified_timestamp_seconds", "when the published segment that was not compared for longest was "
-           "compared by content, by the audit or by its proof"),
+           "compared by content, by the audit or by its proof; of those that are not known to be unequal"),
     _gauge("table_maintained_timestamp_seconds", "when compaction and tidying of the table had both last succeeded; "
            "before the first time, when the table was first offloaded"),
     _gauge("iceberg_data_files", "live data files, as the last maintenance left them"),
@@ -124,6 +128,7 @@ DECLARED = (
              "result"),
     _counter("failures", "failures by the kind of their error (coldchain.core.errors): BadRequest is bad input, "
              "SourceTruncates a server that would cut reads short", "kind"),
+    _counter("commit_unknown", "publications whose answer from the catalog was lost: `main` then said what came of it"),
     _counter("fence_rejected", "attempts that found themselves overtaken and wrote nothing"),
     Declared("stage_duration_seconds", "histogram", ("table", "stage"),
              "read: start to staged; validate: staged to proven; publish: proven to committed; waiting included"),
@@ -180,8 +185,10 @@ def _gauges(table: TableSpec, row: TableStatus) -> dict[str, float | None]:
     }
     return values | {
         "table_watermark_timestamp_seconds": _seconds(facts.watermark) if facts else None,
+        "table_source_max_event_timestamp_seconds": _seconds(facts.source_newest) if facts else None,
+        "schema_drift": int(row.state == "drifted"),
         "table_last_success_timestamp_seconds": _seconds(facts.last_success) if facts else None,
-        "table_last_attempt_timestamp_seconds": _seconds(facts.last_at) if facts else None,
+        "table_last_attempt_timestamp_seconds": _seconds(facts.touched_at) if facts else None,
         "table_last_failure_timestamp_seconds": _seconds(facts.failed_at) if facts else None,
         "table_last_run_duration_seconds": facts.last_seconds if facts else None,
         "table_failures_in_a_row": facts.failures if facts else 0,
@@ -228,6 +235,7 @@ def _add_counters(families: dict[str, Any], counts: _Counts) -> None:
     families["validation"].add_metric([table, "failed"], counts.of("validations_failed"))
     for kind in KINDS:
         families["failures"].add_metric([table, kind], counts.of("failures", kind))
+    families["commit_unknown"].add_metric([table], counts.of("events", "unknown"))
     families["fence_rejected"].add_metric([table], counts.of("events", "fenced"))
     for stage in STAGES:
         buckets = counts.buckets("stage_seconds", STAGE_BOUNDS, stage)
@@ -262,7 +270,8 @@ _TAIL = """
   which no comparison takes for a number. `m != m` finds those.
 - Counters lie in `coldchain.counters`, raised where attempts and segments are written: no restart of anything resets
   them. They begin with migration 003. Refused runs lie in `coldchain.rejections` (migration 010), a row for each run
-  and reason; one that was refused while the ledger was away is not counted.
+  and reason, and after 90 days as a number in `coldchain.rejections_forgotten` (migration 014); one that was refused
+  while the ledger was away is not counted.
 - The number of series is bounded: {series} for each table, and no label's value comes from data.
 - A table is late when `coldchain_table_lag_seconds > coldchain_table_lag_limit_seconds`: one interval, its lateness and
   the 15 minutes of the freshness promise.

@@ -17,6 +17,7 @@ import psycopg2
 import psycopg2.errors
 
 from coldchain.core.errors import Permanent, Unavailable
+from coldchain.store.postgres import READABLE_WATERMARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Facts:
 
     name: str
     origin: datetime | None
+    source_newest: datetime | None  # as a run last saw it
     watermark: datetime | None
     state: str
     last_success: datetime | None
@@ -41,13 +43,15 @@ class Facts:
     publishing: int
     holder: str | None
     lease_age_s: float | None
-    last_event: str | None
+    last_event: str | None  # of an offload: audits, maintenance and recoveries are events too, but no run of the table
     last_run: str | None
     last_at: datetime | None
+    touched_at: datetime | None  # the newest event of any kind
     failed_at: datetime | None
     failed_run: str | None
     failed_task: str | None
     failed_error: str | None
+    failed_kind: str | None
     proven_at: datetime | None
     proven_snapshot: str | None
     checks: list[dict[str, Any]] | None
@@ -104,6 +108,16 @@ class AttemptRow:
     token: str
     task: str | None
     error: str | None
+    detail: dict[str, Any] | None  # of events that are the end of something, without an audit's findings
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One audit of a table; `detail` as `coldchain.audit` keeps it, with its first findings."""
+
+    at: datetime
+    run_key: str
+    detail: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +131,20 @@ class VersionRow:
 
 
 _OLDER = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn, psycopg2.errors.InsufficientPrivilege)
-_FACTS = """
-    SELECT t.table_name, t.origin, w.last_offload_timestamp, coalesce(w.status, 'initialized'), w.last_successful_run,
-           w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
+# What only a run of the offload writes: a compaction publishes too.
+_RUN_EVENTS = ["started", "idle", "staged", "validated", "committed", "failed", "fenced"]
+_TOLD_EVENTS = ["committed", "audited", "compacted", "tidied", "recovered", "reset", "accepted"]
+_FACTS = f"""
+    SELECT t.table_name, t.origin, t.source_newest, {READABLE_WATERMARK}, coalesce(w.status, 'initialized'),
+           w.last_successful_run, w.last_run_duration_seconds, coalesce(w.failure_count, 0), w.last_error_message,
            coalesce(today.rows, 0)::bigint, coalesce(today.bytes, 0)::bigint, first.at, last.at,
            coalesce(above.covered_s, 0)::double precision, above.until,
            unwell.expired, unwell.publishing,
            CASE WHEN l.expires_at > clock_timestamp() THEN l.holder END,
            CASE WHEN l.expires_at > clock_timestamp() THEN extract(epoch FROM clock_timestamp() - held.since) END
                ::double precision,
-           a.event, a.run_key, a.at,
-           f.at, f.run_key, f.detail ->> 'task', f.detail ->> 'error',
+           ran.event, ran.run_key, ran.at, touched.at,
+           f.at, f.run_key, f.detail ->> 'task', f.detail ->> 'error', f.detail ->> 'kind',
            v.at, v.detail ->> 'snapshot_id', v.detail -> 'checks',
            jsonb_array_length(t.foreign_files), seen.at, unequal.segments,
            least(coalesce(compacted.at, t.created_at), coalesce(tidied.at, t.created_at)), tidied.detail
@@ -152,13 +169,15 @@ _FACTS = """
     LEFT JOIN LATERAL (SELECT min(at) AS since FROM coldchain.attempts h WHERE h.table_id = t.table_id
         AND h.run_key = l.holder AND h.token = e.epoch::text || '-' || l.n) held ON true
     LEFT JOIN LATERAL (SELECT event, run_key, at FROM coldchain.attempts a WHERE a.table_id = t.table_id
-        ORDER BY attempt_id DESC LIMIT 1) a ON true
+        AND event = ANY(%(run_events)s) ORDER BY attempt_id DESC LIMIT 1) ran ON true
+    LEFT JOIN LATERAL (SELECT at FROM coldchain.attempts a WHERE a.table_id = t.table_id
+        ORDER BY attempt_id DESC LIMIT 1) touched ON true
     LEFT JOIN LATERAL (SELECT at, run_key, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
         AND event = 'failed' ORDER BY attempt_id DESC LIMIT 1) f ON true
     LEFT JOIN LATERAL (SELECT at, detail FROM coldchain.attempts a WHERE a.table_id = t.table_id
         AND event = 'validated' ORDER BY attempt_id DESC LIMIT 1) v ON true
     LEFT JOIN LATERAL (SELECT coalesce(verified_at, created_at) AS at FROM coldchain.segments s
-        WHERE s.table_id = t.table_id AND state = 'published'
+        WHERE s.table_id = t.table_id AND state = 'published' AND coalesce(verified_at, created_at) > to_timestamp(0)
         ORDER BY coalesce(verified_at, created_at) LIMIT 1) seen ON true
     LEFT JOIN LATERAL (SELECT count(*) AS segments FROM coldchain.segments s WHERE s.table_id = t.table_id
         AND state = 'published' AND coalesce(verified_at, created_at) = to_timestamp(0)) unequal ON true
@@ -223,7 +242,8 @@ class LedgerReader:
 
     def facts(self, names: Sequence[str]) -> dict[str, Facts]:
         """Read what is known of tables; one that was never registered is not there."""
-        return {row[0]: Facts(*row) for row in self._rows(_FACTS, {"names": list(names)})}
+        values = {"names": list(names), "run_events": _RUN_EVENTS}
+        return {row[0]: Facts(*row) for row in self._rows(_FACTS, values)}
 
     def stretches(self, names: Sequence[str], start: datetime, end: datetime, width: timedelta) -> list[Stretch]:
         """Add the segments of `[start, end)` up by table and cells of `width`."""
@@ -252,12 +272,23 @@ class LedgerReader:
     def attempts(self, name: str, before: int | None, limit: int) -> list[AttemptRow]:
         """Read a page of attempts, the newest first, that came before one."""
         text = (
-            "SELECT attempt_id, at, event, run_key, token, detail ->> 'task', detail ->> 'error' "
+            "SELECT attempt_id, at, event, run_key, token, detail ->> 'task', detail ->> 'error', "
+            "CASE WHEN event = ANY(%(told)s) THEN detail - 'findings' END "
             "FROM coldchain.attempts WHERE table_id = "
             "(SELECT table_id FROM coldchain.tables WHERE table_name = %(name)s) "
             "AND attempt_id < coalesce(%(before)s, 9223372036854775807) ORDER BY attempt_id DESC LIMIT %(limit)s"
         )
-        return [AttemptRow(*row) for row in self._rows(text, {"name": name, "before": before, "limit": limit})]
+        values = {"name": name, "before": before, "limit": limit, "told": _TOLD_EVENTS}
+        return [AttemptRow(*row) for row in self._rows(text, values)]
+
+    def audits(self, name: str, limit: int) -> list[AuditRow]:
+        """Read a table's last audits, the newest first."""
+        text = (
+            "SELECT at, run_key, detail FROM coldchain.attempts WHERE event = 'audited' AND table_id = "
+            "(SELECT table_id FROM coldchain.tables WHERE table_name = %(name)s) "
+            "ORDER BY attempt_id DESC LIMIT %(limit)s"
+        )
+        return [AuditRow(*row) for row in self._rows(text, {"name": name, "limit": limit})]
 
     def versions(self, name: str) -> list[VersionRow]:
         """Read the versions of a table's columns, the newest first."""
@@ -269,7 +300,10 @@ class LedgerReader:
 
     def rejections(self) -> dict[tuple[str, str], float]:
         """Count the runs that were refused for bad input, by source and reason."""
-        rows = self._rows("SELECT source, reason, count(*) FROM coldchain.rejections GROUP BY source, reason")
+        rows = self._rows(
+            "SELECT source, reason, sum(runs)::float8 FROM (SELECT source, reason, 1 AS runs FROM coldchain.rejections "
+            "UNION ALL SELECT source, reason, runs FROM coldchain.rejections_forgotten) r GROUP BY source, reason"
+        )
         return {(source, reason): float(count) for source, reason, count in rows}
 
     def counters(self, names: Sequence[str]) -> dict[tuple[str, str, str], float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, Window, floor_us, format_us, subtract, to_datetime, to_us
-from coldchain.ui.queries import Facts, SegmentRow, Stretch
+from coldchain.ui.queries import AuditRow, Facts, SegmentRow, Stretch
 
 SCHEDULE_S = 900  # the offload DAG's
 FRESHNESS_S = 900
@@ -22,10 +22,14 @@ CELL = timedelta(hours=6)
 CELLS = 28
 # A state's word and its sign: no state is told by colour alone. The first are those that somebody must look at.
 SIGNS = {
-    "broken": "✖", "failed": "✖", "expired": "✖", "late": "▲", "at risk": "▲", "running": "▶", "on time": "●",
-    "never run": "○", "disabled": "-",
+    "broken": "✖", "quarantined": "✖", "drifted": "✖", "shrank": "✖", "failed": "✖", "expired": "✖", "differs": "✖",
+    "blocked": "✖", "late": "▲", "at risk": "▲", "running": "▶", "on time": "●", "never run": "○", "disabled": "-",
 }  # fmt: skip
-ATTENTION = frozenset({"broken", "failed", "expired", "late", "at risk"})
+ATTENTION = frozenset(word for word, sign in SIGNS.items() if sign in "✖▲")
+# What the last run failed of, where a person does something else about it than about any other failure.
+_FAILED_OF = {
+    "ProofFailed": "quarantined", "SchemaDrift": "drifted", "SourceShrank": "shrank", "ForeignFiles": "blocked",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +118,10 @@ def _state(spec: TableSpec, facts: Facts | None, lag_s: float | None, headroom_s
     if facts is None or facts.last_event is None:
         return "never run"
     if facts.state == "failed":
-        return "failed"
-    if facts.expired:
-        return "expired"
+        return _FAILED_OF.get(facts.failed_kind or "", "failed")
+    for word, count in (("expired", facts.expired), ("differs", facts.unequal), ("blocked", facts.foreign_files)):
+        if count:
+            return word
     is_lost = lag_s is None and facts.origin is not None  # rows are known of, but the watermark's row is gone
     if is_lost or (lag_s is not None and lag_s > limit_s(spec)):
         return "late"
@@ -134,6 +139,33 @@ def _windows(spec: TableSpec, facts: Facts | None, now: datetime) -> tuple[int |
     pending_us = max(0, due_us - start_us - done_us)
     hole_us = 0 if facts.end_above is None else max(0, to_us(facts.end_above) - start_us - done_us)
     return -(-pending_us // spec.grid_us), -(-hole_us // spec.grid_us)
+
+
+def told(event: str, detail: Mapping[str, Any] | None) -> str:
+    """Say in a few words what an event of the record of attempts ended with; nothing where its name says it all."""
+    if not detail:
+        return ""
+    if event in ("recovered", "reset", "accepted"):
+        return "; ".join(str(detail[key]) for key in ("said", "reason") if detail.get(key))
+    counts = ((key, detail.get(key)) for key in _COUNTED.get(event, ()))
+    said = [f"{count:,} {what}" for what, count in counts if isinstance(count, int) and count]
+    if event == "audited" and not any(detail.get(kind) for kind in BAD):
+        said.append("all equal")
+    return ", ".join(said)
+
+
+def newest_findings(audits: Sequence[AuditRow]) -> AuditRow | None:
+    """Return the newest of some audits that found anything."""
+    return next((audit for audit in audits if any(audit.detail.get(kind) for kind in BAD)), None)
+
+
+BAD = ("missing", "damaged", "differing")  # what an audit may find of a segment
+_COUNTED = {
+    "committed": ("rows",),
+    "audited": ("segments", "rows", "left", *BAD),
+    "compacted": ("batches", "left"),
+    "tidied": ("snapshots", "branches", "orphans"),
+}
 
 
 @dataclass(frozen=True, slots=True)

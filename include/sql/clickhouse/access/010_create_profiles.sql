@@ -1,7 +1,7 @@
 -- What Coldchain's users may set. Apply the files of this folder in order, as a user with access management:
 --   clickhouse-client --multiquery < 010_create_profiles.sql
 -- readonly = 1 forbids every change but those named here, and nobody can lift it. Each overflow mode would otherwise be a way
--- to get a part of the rows without an error.
+-- to get a part of the rows without an error. The last CONST ones let a query name a thousand columns several times.
 CREATE SETTINGS PROFILE IF NOT EXISTS coldchain_reader;
 ALTER SETTINGS PROFILE coldchain_reader SETTINGS
     readonly = 1 CONST,
@@ -16,6 +16,9 @@ ALTER SETTINGS PROFILE coldchain_reader SETTINGS
     timeout_overflow_mode = 'throw' CONST,
     timeout_overflow_mode_leaf = 'throw' CONST,
     transfer_overflow_mode = 'throw' CONST,
+    max_query_size = 16777216 CONST,
+    max_ast_elements = 1000000 CONST,
+    max_expanded_ast_elements = 10000000 CONST,
     output_format_compression_level = 3 MIN 1 MAX 9 CHANGEABLE_IN_READONLY,
     output_format_json_quote_64bit_integers = 0 MIN 0 MAX 1 CHANGEABLE_IN_READONLY,
     output_format_json_quote_decimals = 1 MIN 0 MAX 1 CHANGEABLE_IN_READONLY,

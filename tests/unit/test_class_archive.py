@@ -1,0 +1,50 @@
+"""Spark starts with the archive of its classes where there is a whole one, and as it did before where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coldchain.operators.offload import SPARK_CONF, local_environment
+from stack import class_archive
+
+DEFAULTS = "spark-defaults.conf"
+
+
+@pytest.mark.parametrize("given", [{}, {"COLDCHAIN_SPARK_CLASSES": ""}, {"COLDCHAIN_SPARK_CLASSES": "/nowhere"}])
+def test_without_an_archive_spark_has_the_lean_configuration(given: dict[str, str]) -> None:
+    environment, properties = local_environment(given)
+    assert (environment["SPARK_CONF_DIR"], properties) == (str(SPARK_CONF), None)
+
+
+def test_a_whole_archive_brings_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / DEFAULTS).write_text("")
+    environment, properties = local_environment({"COLDCHAIN_SPARK_CLASSES": str(tmp_path), "PYTHONPATH": "/mine"})
+    assert (environment["SPARK_CONF_DIR"], properties) == (str(tmp_path / "conf"), str(tmp_path / DEFAULTS))
+    assert environment["PYTHONPATH"].endswith(":/mine")
+
+
+def test_a_configuration_of_the_users_own_stays(tmp_path: Path) -> None:
+    (tmp_path / DEFAULTS).write_text("")
+    environment, properties = local_environment({"COLDCHAIN_SPARK_CLASSES": str(tmp_path), "SPARK_CONF_DIR": "/mine"})
+    assert ("SPARK_CONF_DIR" in environment, properties) == (False, None)
+
+
+def test_an_archive_that_could_not_be_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / DEFAULTS).write_text("of an older Java")
+    (tmp_path / "java").write_text("older")
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    class_archive.ensure("newer", tmp_path)
+    assert not (tmp_path / DEFAULTS).exists()
+    assert "starts slower without" in capsys.readouterr().out + capsys.readouterr().err
+
+
+def test_it_is_made_once_for_a_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / DEFAULTS).write_text("whole")
+    (tmp_path / "java").write_text("this one")
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    class_archive.ensure("this one", tmp_path)
+    assert (tmp_path / DEFAULTS).read_text() == "whole"
