@@ -66,6 +66,10 @@ maintain: environment ## Trigger the maintenance and follow it (TABLES= DAYS=30 
 recover: environment ## Correct the ledger: ACTION=rebuild|reset|accept|register|recreate TABLE= SEGMENTS= REASON=; a dry run without APPLY=1
 	@$(VENV) -m stack recover
 
+.PHONY: adopt
+adopt: environment ## Adopt a table that append-only jobs filled: TABLE= REASON= ALLOW_MISSING=; a dry run without APPLY=1
+	@$(VENV) -m stack adopt
+
 .PHONY: logs
 logs: environment ## Show what the components wrote last (FOLLOW=1 goes on)
 	@$(VENV) -m stack logs

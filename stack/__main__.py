@@ -53,6 +53,14 @@ def _run() -> int:
     return 0 if demo.run(demo.conf_from(dict(os.environ))) else 1
 
 
+def _adopt() -> int:
+    wanted = os.environ
+    conf: dict[str, Any] = {"table": wanted.get("TABLE", ""), "reason": wanted.get("REASON", "")}
+    conf["dry_run"] = wanted.get("APPLY") != "1"
+    conf["allow_missing"] = _number("ALLOW_MISSING", "keys, such as 12")
+    return 0 if demo.adopt(conf) else 1
+
+
 def _maintain() -> int:
     wanted = os.environ
     conf: dict[str, Any] = {"dry_run": wanted.get("DRY_RUN") == "1"}
@@ -130,13 +138,18 @@ def require_stack() -> Stack:
 
 
 def _rows() -> int:
-    text = os.environ.get("ROWS") or "0"
+    return _number("ROWS", "rows, such as 3868363")
+
+
+def _number(name: str, of: str) -> int:
+    text = os.environ.get(name) or "0"
     if not text.isdigit():
-        raise StackError(f"ROWS={text!r} must be a number of rows, such as 3868363.")
+        raise StackError(f"{name}={text!r} must be a number of {of}.")
     return int(text)
 
 
 VERBS: dict[str, Callable[[], int]] = {
+    "adopt": _adopt,
     "check": _check,
     "clean": _clean,
     "demo": _demo,

@@ -13,6 +13,7 @@ from stack.settings import ADMIN, component_env
 from stack.state import CLONE, Stack
 
 MAINTENANCE = "coldchain_maintenance"
+ADOPTION = "coldchain_adopt"
 
 
 def demonstrate(generated_rows: int = 0) -> bool:
@@ -49,6 +50,16 @@ def maintain(conf: dict[str, Any]) -> bool:
     """Trigger the maintenance and follow it; tell whether it succeeded."""
     _, api = lifecycle.require_up()
     return follow.follow(api, follow.start_run(api, conf, MAINTENANCE), MAINTENANCE)
+
+
+def adopt(conf: dict[str, Any]) -> bool:
+    """Trigger an adoption and follow it; print what became of the table, and tell whether it succeeded."""
+    _, api = lifecycle.require_up()
+    run_id = follow.start_run(api, conf, ADOPTION)
+    succeeded = follow.follow(api, run_id, ADOPTION)
+    if succeeded:
+        say(api.result(ADOPTION, run_id, "adopt"))
+    return succeeded
 
 
 def report(stack: Stack, verb: str) -> int:

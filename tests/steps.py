@@ -16,7 +16,7 @@ from pathlib import Path
 from coldchain import failpoint, maintenance, proof, protocol
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.errors import EXIT_KINDS, ColdchainError, Permanent
-from coldchain.core.job import CompactJob, JobSpec, JobTable, Work
+from coldchain.core.job import AdoptJob, CompactJob, JobSpec, JobTable, Work
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, Window
@@ -24,7 +24,7 @@ from coldchain.lake import Lake
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
-from jobs import compact_table, offload_tables
+from jobs import adopt_table, compact_table, offload_tables
 
 
 def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
@@ -86,6 +86,12 @@ def compact(turn: protocol.Turn) -> int:
     return compact_table.main(CompactJob(turn.spec, "compact-test", turn.run_key, batches=30, rows=0).dumps())
 
 
+def adopt(turn: protocol.Turn) -> int:
+    """Run the adoption job as the driver does."""
+    job = AdoptJob(turn.spec, "adopt-test", turn.run_key, "a test", is_dry=False, allow_missing=0, rows=0)
+    return adopt_table.main(job.dumps())
+
+
 def tidy(turn: protocol.Turn) -> dict[str, object]:
     """Run tidy as in eight days from now."""
     done = maintenance.tidy(turn, time.time_ns() // 1000 + 8 * DAY_US, is_dry=False)
@@ -107,6 +113,7 @@ def main(verb: str, folder: Path) -> int:
         "validate": lambda: validate(turn, folder),
         "commit": lambda: commit(turn, folder),
         "compact": lambda: compact(turn),
+        "adopt": lambda: adopt(turn),
         "tidy": lambda: tidy(turn),
     }
     try:

@@ -29,6 +29,7 @@ from coldchain.core.order import ACTIONS
 from coldchain.core.request import APPROVAL, MODES
 from coldchain.core.table import TableSpec
 from coldchain.failures import RecordFailure, TellFailure
+from coldchain.operators.adopt import AdoptOperator
 from coldchain.operators.commit import WatermarkCommitOperator
 from coldchain.operators.maintain import CompactOperator, TidyOperator
 from coldchain.operators.offload import OffloadOperator
@@ -268,6 +269,47 @@ def build_shrink_dag(registry: Registry) -> DAG:
     return dag
 
 
+def build_adopt_dag(registry: Registry) -> DAG:
+    """Build `coldchain_adopt`: one task, for the table that the run names; started by a person only."""
+    tables = [table for plan in describe(registry) for table in plan.tables]
+    with DAG(
+        dag_id="coldchain_adopt",
+        description="Makes a table that append-only jobs filled one of Coldchain's: every row once, and proven",
+        schedule=None,
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        max_active_runs=1,
+        tags=["coldchain"],
+        default_args=_default_args(),
+        doc_md=_ADOPT_DOC,
+    ) as dag:
+        AdoptOperator(task_id="adopt", specs=tables, pool=SPARK_POOL, execution_timeout=timedelta(hours=12))
+    dag.params = ParamsDict(
+        {
+            "table": Param(enum=[table.name for table in tables], type="string", title="Table"),
+            "reason": _reason_param(),
+            "allow_missing": Param(
+                0, type="integer", minimum=0, title="Allow missing",
+                description="So many keys may stay in the old table alone: the source should hold them and does not.",
+            ),
+            "dry_run": _dry_param(),
+        }
+    )  # fmt: skip
+    return dag
+
+
+_ADOPT_DOC = """# Adopt
+
+For a table that append-only jobs filled: rows that are there twice, late ones that are missing, files of which nobody
+knows where they come from. **Stop what writes to it first.**
+
+A new table is built beside it: what the source still holds is offloaded as by any run; what it has begun to forget is
+kept from the old table, every key once (the source's row where it has one, else the newest version, else what was
+appended last). Then every key of the old table is looked up in the new one, and the names change: readers find the new
+table, the old one stays as it is under `<target>__before_adoption`.
+
+Begin with `dry_run`, which reads and counts, and changes nothing. A run that died, or failed, is run again and goes
+on."""
+
 _SHRINK_DOC = """# Shrink
 
 An offload never replaces a segment of which the source lost rows: it fails with `SourceShrank`.
@@ -301,9 +343,17 @@ def _recover_params(names: Sequence[str]) -> dict[str, Param]:
             title="Segments",
             description="For accept: ids of expired segments, or of those that main has lost.",
         ),
-        "reason": Param(type="string", minLength=5, maxLength=500, title="Reason", description="Kept in the ledger."),
-        "dry_run": Param(True, type="boolean", title="Dry run", description="Say what would be done, change nothing."),
+        "reason": _reason_param(),
+        "dry_run": _dry_param(),
     }
+
+
+def _reason_param() -> Param:
+    return Param(type="string", minLength=5, maxLength=500, title="Reason", description="Kept in the ledger.")
+
+
+def _dry_param() -> Param:
+    return Param(True, type="boolean", title="Dry run", description="Say what would be done, change nothing.")
 
 
 def _tables_param(names: Sequence[str]) -> Param:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from coldchain import failpoint
 from coldchain.core import drift
+from coldchain.core.adoption import before_adoption
 from coldchain.core.canonical import Value
 from coldchain.core.drift import Drift
 from coldchain.core.errors import (
@@ -271,7 +272,16 @@ class Lake:
         return table
 
     def create(self, spec: TableSpec, columns: Sequence[Column]) -> Table:
-        """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one."""
+        """Create the table with an empty first snapshot on `main`: pyiceberg can't branch a table without one.
+
+        Raises:
+            Permanent: one that it was adopted from lies in the folder that it would be made in.
+        """
+        if self.load(before := before_adoption(spec.target)) is not None:
+            raise Permanent(
+                f"table {spec.target} would be made in the folder of {before}, whose files maintenance would take for "
+                "orphans: move that one elsewhere, or drop it with its files, first; nothing was changed"
+            )
         schema = iceberg_schema(columns)
         with _reading(spec.target), _refused(spec.target), _committing(spec.target):
             with contextlib.suppress(NamespaceAlreadyExistsError, IntegrityError):
@@ -306,6 +316,15 @@ class Lake:
             with contextlib.suppress(NoSuchTableError):
                 self.catalog.drop_table(target)
             self.catalog.register_table(target, location)
+
+    def rename(self, target: str, to: str) -> None:
+        """Give a table another name, which must be free; no file is touched.
+
+        Raises:
+            CommitUnknown: the answer was lost, or the name is taken, or the table gone: looking again tells.
+        """
+        with _reading(target), _committing(target):
+            self.catalog.rename_table(target, to)
 
     def drop_branch(self, target: str, token: str) -> None:
         """Drop an attempt's branch; a branch that is gone is fine."""
@@ -360,9 +379,15 @@ def _sort_order(spec: TableSpec, schema: Schema) -> SortOrder:
     )
 
 
-def columns_of(table: Table) -> tuple[Column, ...]:
-    """Return the canonical columns that the Iceberg table holds: what its files are hashed by, without the source."""
-    return tuple(column_of(field.name, _value_of(field)) for field in table.schema().fields)
+def columns_of(table: Table, names: Collection[str] | None = None) -> tuple[Column, ...]:
+    """Return the canonical columns that the Iceberg table holds: what its files are hashed by, without the source.
+
+    Args:
+        table: the table.
+        names: only these, where others may be of types that Coldchain does not write.
+    """
+    fields = (field for field in table.schema().fields if names is None or field.name in names)
+    return tuple(column_of(field.name, _value_of(field)) for field in fields)
 
 
 def _value_of(field: NestedField) -> Value:
@@ -436,6 +461,12 @@ def head_of(table: Table) -> int:
     return int(snapshot.snapshot_id)
 
 
+def rows_of(table: Table) -> int:
+    """Return how many rows `main` says that it holds, or 0 where whoever wrote it left that out."""
+    snapshot = table.metadata.snapshot_by_name(MAIN)
+    return int((snapshot and snapshot.summary and snapshot.summary["total-records"]) or 0)
+
+
 def is_published(table: Table, snapshot_id: int) -> bool:
     """Tell whether a snapshot is `main`'s, or one that `main` came from and that has not expired."""
     head = table.metadata.snapshot_by_id(head_of(table))
@@ -449,11 +480,26 @@ def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
         ForeignFiles: the snapshot holds delete files, which Coldchain never writes.
         Permanent: a path is live twice, or the snapshot is gone.
     """
+    files: dict[str, DataFile] = {}
+    for file, _ in appended_files(table, snapshot_id):
+        path = normalised(file.file_path)
+        if path in files:
+            raise Permanent(f"{'.'.join(table.name())} snapshot {snapshot_id} holds {path} twice: roll main back")
+        files[path] = file
+    return files
+
+
+def appended_files(table: Table, snapshot_id: int) -> Iterator[tuple[DataFile, int]]:
+    """Yield every entry of a snapshot that is a live data file, with its sequence number: later appends have higher.
+
+    Raises:
+        ForeignFiles: the snapshot holds delete files, which Coldchain never writes.
+        Permanent: the snapshot is gone.
+    """
     snapshot = table.metadata.snapshot_by_id(snapshot_id)
     target = ".".join(table.name())
     if snapshot is None:
         raise Permanent(f"snapshot {snapshot_id} of {target} is gone: clear the table's offload task")
-    files: dict[str, DataFile] = {}
     with _reading(target):
         for manifest in snapshot.manifests(table.io):
             for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
@@ -461,10 +507,7 @@ def live_files(table: Table, snapshot_id: int) -> dict[str, DataFile]:
                 is_data = entry.data_file.content == DataFileContent.DATA and manifest.content == ManifestContent.DATA
                 if not is_data:
                     raise ForeignFiles(f"{target} snapshot {snapshot_id} holds the delete file {path}: remove it")
-                if path in files:
-                    raise Permanent(f"{target} snapshot {snapshot_id} holds {path} twice: roll main back")
-                files[path] = entry.data_file
-    return files
+                yield entry.data_file, entry.sequence_number or 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,12 +116,12 @@ def limits_of(spec: TableSpec, now_us: int) -> Limits:
 
 
 @contextlib.contextmanager
-def leased(turn: Turn) -> Iterator[str]:
-    """Hold the table's lease, once whoever has it is done; LeaseHeld after five minutes."""
+def leased(turn: Turn, claim: Callable[[Turn], str] = take) -> Iterator[str]:
+    """Hold the table's lease, once whoever has it is done; LeaseHeld after five minutes. `claim` takes it."""
     token = ""
     for attempt in range(_LEASE_TRIES):
         try:
-            token = take(turn)
+            token = claim(turn)
             break
         except LeaseHeld:
             if attempt == _LEASE_TRIES - 1:

@@ -26,12 +26,14 @@ from pyiceberg.table import Table
 
 from coldchain import failpoint
 from coldchain.core import fingerprint, job, plan, request
+from coldchain.core.adoption import adopting, before_adoption
 from coldchain.core.errors import (
     ColdchainError,
     CommitUnknown,
     Fenced,
     ForeignFiles,
     LastCopy,
+    Permanent,
     SourceShrank,
     StageGone,
     Superseded,
@@ -108,6 +110,8 @@ def _heal(turn: Turn, token: str, given_up: Collection[int] = ()) -> None:
     """Decide what is still `publishing` by `main`'s head, then make the segments what `main` holds."""
     name, ledger = turn.spec.name, turn.ledger
     table = turn.lake.load(turn.spec.target)
+    if table is None:
+        _refuse_half(turn)
     for left in ledger.publishing(name):
         if table is not None and head_of(table) == left.snapshot_id:
             ledger.finalise(name, token, left.snapshot_id, base_of(table))
@@ -117,6 +121,16 @@ def _heal(turn: Turn, token: str, given_up: Collection[int] = ()) -> None:
             log.warning("%s: snapshot %d was never published; taken back", name, left.snapshot_id)
     if table is None or ledger.state(name).base != base_of(table):
         reconcile(turn, token, table, given_up)
+
+
+def _refuse_half(turn: Turn) -> None:
+    """Leave the name free that a table has given away, and its adoption not taken yet."""
+    before = turn.lake.load(before_adoption(turn.spec.target))
+    if before is not None and turn.lake.load(adopting(turn.spec, str(before.metadata.table_uuid)).target) is not None:
+        raise Permanent(
+            f"table={turn.spec.name}: {turn.spec.target} was renamed and its adoption died before the new table had "
+            "its name: run DAG coldchain_adopt again, which goes on; nothing moves until then"
+        )
 
 
 def give_up(turn: Turn, token: str, segment_ids: Collection[int]) -> None:

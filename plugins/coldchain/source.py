@@ -281,6 +281,20 @@ class Source:
             )
         return columns
 
+    def version_column(self) -> str | None:
+        """Return the column by which ReplacingMergeTree tells the newest of a key's rows; None where none says so."""
+        database, table = self._spec.source.split(".")
+        found = self._client(
+            Query(
+                "SELECT engine_full FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+                {"database": database, "table": table},
+            )
+        )
+        engine = re.search(r"ReplacingMergeTree\(([^()]*)\)", found[0][0]) if found else None
+        # A replicated one names its path and replica first, in quotes.
+        named = [part.strip(" `") for part in engine[1].split(",") if "'" not in part] if engine else []
+        return named[0] if named and named[0] else None
+
     def extent(self) -> Extent:
         """Ask for the source's clock, and for its oldest and newest event time."""
         source, column = self._spec.reach

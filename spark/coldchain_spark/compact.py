@@ -40,7 +40,7 @@ from coldchain_spark.stream import STREAM_SETTINGS, Failed, Streamed, StreamJob,
 log = logging.getLogger(__name__)
 
 SORT_BYTES = 256 << 20  # beyond it a sort goes to disk
-_ONE_AT_A_TIME = threading.Lock()  # chdb has one engine a process
+ONE_ENGINE = threading.Lock()  # chdb has one engine a process
 
 Mapper = Callable[[Callable[["Rewrite"], "Streamed | Failed"], Sequence["Rewrite"]], list["Streamed | Failed"]]
 
@@ -223,7 +223,7 @@ class _Rewriter:
             with tempfile.TemporaryDirectory(prefix="coldchain-compact-") as folder:
                 path = Path(folder) / "part.parquet"
                 _rewrite(self.job, part, path)
-                return write_file(self.job, part.slice, _chunks(path))
+                return write_file(self.job, part.slice, chunks_of(path))
         except ColdchainError as error:
             return Failed(type(error), f"{where}: {error}")
         except Exception as error:  # chdb raises RuntimeError, the warehouse OSError
@@ -250,12 +250,13 @@ def _rewrite(job: StreamJob, part: Rewrite, path: Path) -> None:
         f"SETTINGS {wanted}"
     )
     values = {name: render(value) for name, value in within.parameters.items()}
-    with _ONE_AT_A_TIME:
+    with ONE_ENGINE:
         parameters = values | storage_parameters(job.settings.storage)
         chdb.query(text, params=parameters, options=ENGINE)  # type: ignore[no-untyped-call]
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks_of(path: Path) -> Iterator[bytes]:
+    """Yield a local file's bytes, a MiB at a time."""
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             yield chunk

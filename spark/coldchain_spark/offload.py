@@ -19,7 +19,6 @@ from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitU
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
-from coldchain.core.sql import Query
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
 from coldchain.lake import Lake
@@ -30,7 +29,7 @@ from coldchain.store.ledger import lease_seconds
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.datafile import data_file, max_sequence
 from coldchain_spark.slices import STEP_US, Slice, cut, cut_partitions, slice_rows
-from coldchain_spark.stream import STREAM_SETTINGS, Failed, Streamed, StreamJob, stream_slice
+from coldchain_spark.stream import Failed, Streamed, StreamJob, known_settings, stream_slice
 
 log = logging.getLogger(__name__)
 
@@ -336,11 +335,6 @@ class _Offload:
         )
 
     def _stream_job(self, table: Table, columns: Columns) -> StreamJob:
-        known = self.client(
-            Query(
-                "SELECT name FROM system.settings WHERE name IN {names:Array(String)}", {"names": list(STREAM_SETTINGS)}
-            )
-        )
         return StreamJob(
             spec=self.spec,
             columns=columns,
@@ -348,7 +342,7 @@ class _Offload:
             token=self.job.token,
             data_folder=f"{table.location()}/data",
             settings=self.settings,
-            query_settings={name: STREAM_SETTINGS[name] for (name,) in known},
+            query_settings=known_settings(self.client),
             grid_us=self.grid_us,
         )
 

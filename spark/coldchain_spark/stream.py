@@ -43,6 +43,14 @@ STREAM_SETTINGS: dict[str, Any] = {
 }
 
 
+def known_settings(client: HttpClickHouse) -> dict[str, Any]:
+    """Return those of STREAM_SETTINGS that the server knows: an older one refuses what it does not."""
+    names = Query(
+        "SELECT name FROM system.settings WHERE name IN {names:Array(String)}", {"names": list(STREAM_SETTINGS)}
+    )
+    return {name: STREAM_SETTINGS[name] for (name,) in client(names)}
+
+
 @dataclass(frozen=True, slots=True)
 class StreamJob:
     """What every slice of a table shares. Holds a password: it travels to executors in the task, never in arguments.

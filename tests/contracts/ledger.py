@@ -420,6 +420,37 @@ class LedgerContract:
         assert ledger.state(name).watermark_us == T0, "what is lost is missing again"
         assert ledger.state(name).last_rows_us is None
 
+    def test_what_was_built_under_another_name_becomes_the_table_s(
+        self, ledger: Ledger, name: str, spec: TableSpec
+    ) -> None:
+        built = replace(spec, name=f"{spec.name}__adopting_1")
+        ledger.register(built)
+        token, other = ledger.acquire(name, "run/1"), ledger.acquire(built.name, "run/1")
+        self.record(ledger, name, token, empty=[window(4, 5)])
+        self.publish(ledger, name, token, stage(token, staged(0, 2)))
+        self.record(ledger, built.name, other, compared_to_us=T0 + 2 * GRID, expired=[window(1, 2)])
+        ledger.record_version(built.name, other, "v1", [{"name": "a"}], "")
+        self.publish(ledger, built.name, other, stage(other, staged(0, 1, rows=7), snapshot=8))
+        built_segments = ledger.segments(built.name)
+
+        def refuse() -> Base:
+            raise Permanent("the name is taken")
+
+        with pytest.raises(Permanent, match="the name is taken"):
+            ledger.adopt(name, token, built.name, other, refuse)
+        with pytest.raises(Fenced):
+            ledger.adopt(name, token, built.name, f"{other}0", lambda: base(9))
+        assert [s.window for s in ledger.segments(name)] == [window(0, 2), window(4, 5)], "nothing happened"
+        assert ledger.adopt(name, token, built.name, other, lambda: base(8)) == T0 + GRID
+        assert ledger.segments(name) == built_segments
+        assert ledger.versions(name)["v1"] == [{"name": "a"}]
+        state = ledger.state(name)
+        assert (state.base, state.compared_to_us, state.foreign) == (base(8), T0 + 2 * GRID, ())
+        assert [s.paths for s in ledger.superseded(name, ["/w/0_2_10.parquet"])] == [("/w/0_2_10.parquet",)]
+        left = ledger.state(built.name)
+        assert (left.base, left.origin_us, ledger.segments(built.name)) == (None, None, [])
+        assert self.row(ledger, built.name) is None
+
     def test_people_are_told_once_of_an_incident_and_once_of_its_end(self, ledger: Ledger, name: str) -> None:
         incident = ledger.open_incident(name, "Unavailable", "it is away", "run/1")
         assert incident is not None

@@ -13,6 +13,7 @@ import pytest
 from pyiceberg.catalog import load_catalog
 
 from coldchain.clickhouse import HttpClickHouse
+from coldchain.core.adoption import before_adoption
 from coldchain.core.sql import Query
 from coldchain.lake import head_of, live_files
 from coldchain.registry import load_registry
@@ -22,11 +23,12 @@ from stack.airflow_api import AirflowApi
 from stack.state import Stack
 from tests.comparer import compare, connect_clickhouse
 from tests.e2e.conftest import TABLE
+from tests.lab import append_foreign
 from tests.watch import Shell, blocks_of, procedures
 
 pytestmark = pytest.mark.timeout(900)
 (SPEC,) = (spec for spec in load_registry().tables if spec.name == TABLE)
-TOLD = ("disaster-recovery", "rollback", "scheduling", "watermarks")  # each has a test of its own below
+TOLD = ("adoption", "disaster-recovery", "rollback", "scheduling", "watermarks")  # each has a test of its own below
 RAN: set[str] = set()  # several pages share a block
 
 
@@ -154,6 +156,16 @@ def test_a_table_that_was_rolled_back_is_filled_again(desk: Desk) -> None:
     table.manage_snapshots().set_current_snapshot(snapshot_id=head.parent_snapshot_id).commit()
     desk.shell.check(go_on)
     desk.check_equal()
+
+
+def test_a_table_that_others_appended_to_is_adopted(desk: Desk) -> None:
+    rows = desk.check_equal()
+    append_foreign(desk.catalog.load_table(SPEC.target))
+    look, adopt, after = blocks_of("procedures/adoption")
+    desk.shell.check(look, adopt, after)
+    assert desk.check_equal() == rows, "each row is there once"
+    assert desk.catalog.table_exists(before_adoption(SPEC.target))
+    assert f"{TABLE}: segments own every live file, nothing to adopt" in desk.shell.check(look)
 
 
 @pytest.mark.parametrize("name", [name for name in procedures() if Path(name).stem not in TOLD])

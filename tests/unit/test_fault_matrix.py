@@ -10,6 +10,7 @@ import pytest
 from coldchain import failpoint
 from coldchain.core.errors import Permanent, Transient
 from tests.fault_matrix import FAULTS, PAGE, marked_tests, silent_tests
+from tests.faults.test_adoption import POINTS as ADOPTION_POINTS
 from tests.faults.test_kills import POINTS
 from tests.faults.test_maintenance import POINTS as MAINTENANCE_POINTS
 
@@ -37,7 +38,7 @@ def test_the_page_names_exactly_the_marked_tests() -> None:
 def test_every_failpoint_of_the_code_is_known_and_killed_at() -> None:
     code = [path.read_text() for folder in ("plugins", "spark") for path in (ROOT / folder).rglob("*.py")]
     hit = {name for text in code for name in re.findall(r'failpoint\.hit\("([a-z_.]+)"\)', text)}
-    assert hit == failpoint.NAMES == POINTS.keys() | MAINTENANCE_POINTS.keys()
+    assert hit == failpoint.NAMES == POINTS.keys() | MAINTENANCE_POINTS.keys() | set(ADOPTION_POINTS)
 
 
 def test_a_failpoint_is_off_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ def is_of(name: str, allowed: tuple[str, ...]) -> bool:
 
 STDLIB = tuple(sys.stdlib_module_names)
 SHARED = (
+    "adoption",
     "audit",
     "core",
     "store",

@@ -150,6 +150,31 @@ class CompactJob:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptJob:
+    """What the adoption of one table is started with. Holds no secret; `token` is as in `CompactJob`."""
+
+    spec: TableSpec
+    token: str
+    run_key: str
+    reason: str
+    is_dry: bool
+    allow_missing: int  # keys of the old table that the source should hold and does not: so many may stay behind
+    rows: int  # of the old table, about: decides whether executors are worth their start
+
+    def dumps(self) -> str:
+        """Write the one argument of the Spark application."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "spec"}
+        return json.dumps({"version": VERSION, "spec": self.spec.to_json(), **data}, separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str) -> AdoptJob:
+        """Read the argument; Permanent where it comes from another release."""
+        data = json.loads(text)
+        _check_version(data, "the job")
+        return cls(TableSpec.from_json(data.pop("spec")), **{name: data[name] for name in data if name != "version"})
+
+
+@dataclass(frozen=True, slots=True)
 class StagedSegment:
     """A window as it was staged: what the ledger will hold once it is published."""
 

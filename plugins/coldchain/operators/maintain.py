@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
-from coldchain.core.errors import EXIT_KINDS, Transient
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
-from coldchain.operators.offload import ROOT, configure, without_a_word
+from coldchain.operators.offload import ROOT, submit
 from coldchain.store.ledger import COMPACT, TIDY
 
 if TYPE_CHECKING:
@@ -70,21 +69,10 @@ class CompactOperator(SparkSubmitOperator):
                     notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, COMPACT)
                 return said
             rows = max(batch.fingerprint.rows for batch in batches[: params["days"]])
-            configure(self, APPLICATION)
-            self.application_args = [CompactJob(self.spec, token, turn.run_key, params["days"], rows).dumps()]
-            ended: AirflowException | None = None
-            try:
-                super().execute(context)
-            except AirflowException as error:
-                ended = error
-            for attempt in turn.ledger.attempts(self.spec.name, turn.run_key):
-                if attempt.token != token or attempt.event != "compacted":
-                    continue
-                if "error" in attempt.detail:
-                    raise EXIT_KINDS.get(attempt.detail["exit_code"], Transient)(attempt.detail["error"])
-                notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, COMPACT)
-                return dict(attempt.detail)
-            raise without_a_word(self.spec.name, ended)
+            job = CompactJob(self.spec, token, turn.run_key, params["days"], rows)
+            done = submit(self, context, APPLICATION, job.dumps(), turn, token, "compacted")
+            notify.working(turn.ledger, self.spec.name, turn.run_key, connections.senders, COMPACT)
+            return done
 
 
 class TidyOperator(BaseOperator):

@@ -171,6 +171,30 @@ def without_a_word(table: str, ended: AirflowException | None) -> ColdchainError
     )
 
 
+def submit(
+    operator: SparkSubmitOperator, context: Any, own: Path, argument: str, turn: Turn, token: str, event: str
+) -> dict[str, Any]:
+    """Run the application with its one argument; return the detail of the event that it leaves under the token.
+
+    Raises:
+        ColdchainError: what it says went wrong, as the kind that its exit code names; or it left no word.
+    """
+    configure(operator, own)
+    operator.application_args = [argument]
+    ended: AirflowException | None = None
+    try:
+        SparkSubmitOperator.execute(operator, context)
+    except AirflowException as error:
+        ended = error
+    for attempt in turn.ledger.attempts(turn.spec.name, turn.run_key):
+        if attempt.token != token or attempt.event != event:
+            continue
+        if "error" in attempt.detail:
+            raise EXIT_KINDS.get(attempt.detail["exit_code"], Transient)(attempt.detail["error"])
+        return dict(attempt.detail)
+    raise without_a_word(turn.spec.name, ended)
+
+
 def configure(operator: SparkSubmitOperator, own: Path) -> None:
     """Take the connection's word on how code, settings and secrets reach driver and executors.
 

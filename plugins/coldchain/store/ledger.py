@@ -199,6 +199,13 @@ class Ledger(Protocol):
         What is restored may differ from the source for long: the last comparison counts only up to its start.
         """
 
+    def adopt(self, name: str, token: str, built: str, built_token: str, move: Callable[[], Base]) -> int | None:
+        """Under both lease rows' locks: check the tokens, call `move` (which swaps the names in the catalog), and let
+        the table own what was built under another name, in place of all that it had; return the watermark.
+
+        Whatever `move` raises leaves the ledger as it was. What was built is no table of its own any more.
+        """
+
     def reset_comparison(self, name: str, token: str) -> None:
         """Forget up to where the source was compared: the next run compares all of it. Fenced if overtaken."""
 

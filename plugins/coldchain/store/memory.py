@@ -314,6 +314,20 @@ class MemoryLedger:
             table.foreign = tuple(foreign)
             self._write_watermark(table)
 
+    def adopt(self, name: str, token: str, built: str, built_token: str, move: Callable[[], Base]) -> int | None:
+        with self._transaction(built, built_token) as other, self._transaction(name, token) as table:
+            base = move()
+            for row in table.rows.values():
+                row.segment = replace(row.segment, state="superseded")
+            moved = {number: row for number, row in other.rows.items() if row.segment.state != "publishing"}
+            table.rows |= moved
+            other.rows = {number: row for number, row in other.rows.items() if number not in moved}
+            table.versions = {**other.versions, **table.versions}
+            table.origin_us, table.compared_to_us, table.foreign = other.origin_us, other.compared_to_us, ()
+            other.origin_us, other.compared_to_us, other.watermark, other.base = None, None, None, None
+            table.base = base
+            return self._write_watermark(table)
+
     def reset_comparison(self, name: str, token: str) -> None:
         with self._transaction(name, token) as table:
             table.compared_to_us = None

@@ -480,6 +480,38 @@ class PostgresLedger:
             self._write_base(cursor, table_id, base)
             self._write_watermark(cursor, name, table_id)
 
+    def adopt(self, name: str, token: str, built: str, built_token: str, move: Callable[[], Base]) -> int | None:
+        with self._transaction() as cursor:
+            ids = {"table_id": self._hold(cursor, name, token), "built": self._hold(cursor, built, built_token)}
+            base = move()
+            cursor.execute(
+                "UPDATE coldchain.segments SET state = 'superseded', updated_at = clock_timestamp() "
+                "WHERE table_id = %(table_id)s AND state <> 'superseded'",
+                ids,
+            )
+            cursor.execute(
+                "UPDATE coldchain.segments SET table_id = %(table_id)s WHERE table_id = %(built)s "
+                "AND state <> 'publishing'",
+                ids,
+            )
+            cursor.execute(
+                "INSERT INTO coldchain.versions SELECT %(table_id)s, version, columns, said, made_at "
+                "FROM coldchain.versions WHERE table_id = %(built)s ON CONFLICT DO NOTHING",
+                ids,
+            )
+            cursor.execute(
+                "UPDATE coldchain.tables t SET origin = b.origin, compared_to = b.compared_to, foreign_files = '[]' "
+                "FROM coldchain.tables b WHERE t.table_id = %(table_id)s AND b.table_id = %(built)s",
+                ids,
+            )
+            cursor.execute(
+                "UPDATE coldchain.tables SET origin = NULL, compared_to = NULL WHERE table_id = %(built)s", ids
+            )
+            cursor.execute("DELETE FROM coldchain.offload_watermarks WHERE table_name = %s", (built,))
+            self._write_base(cursor, ids["built"], None)
+            self._write_base(cursor, ids["table_id"], base)
+            return self._write_watermark(cursor, name, ids["table_id"])
+
     def reset_comparison(self, name: str, token: str) -> None:
         with self._transaction() as cursor:
             table_id = self._hold(cursor, name, token)
