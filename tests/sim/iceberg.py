@@ -38,7 +38,7 @@ class Snapshot:
 
     def manifests(self, io: Any) -> list[Any]:
         """Return one manifest that holds all files."""
-        entries = [SimpleNamespace(data_file=file) for file in self.files.values()]
+        entries = [SimpleNamespace(data_file=file, sequence_number=0) for file in self.files.values()]
         return [SimpleNamespace(content=ManifestContent.DATA, fetch_manifest_entry=lambda *_, **__: entries)]
 
 
