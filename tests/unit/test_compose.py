@@ -372,7 +372,7 @@ def test_what_airflow_writes_is_not_mounted_read_only() -> None:
     assert not any(environment[name].startswith("/run/secrets") for name in written)
 
 
-@pytest.mark.parametrize("name", set(SERVICES) - {*ONCE})
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {*ONCE}))
 def test_a_health_check_asks_what_its_service_starts_with_what_its_image_has(name: str) -> None:
     service = FULL[name]
     kind, *said = service["healthcheck"]["test"]

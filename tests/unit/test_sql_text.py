@@ -28,7 +28,17 @@ QUOTING = {"quote", "quote_table", "literal", "inlined", "in_windows", "row"}
 BUILT = {"text", "select", "hash", "structure", "expression"}
 # What is text by its nature, (module, function, name): why it is safe there.
 PATHS = "paths without any of {}*?[]'\\,: relation_of refuses others"
+CANDIDATES = "SELECTs of quoted names over relations of files, as candidates() and its callers build them"
 REVIEWED = {
+    ("core/adoption.py", "candidates", "read"): "casts of quoted names, to types of canonical columns",
+    ("core/adoption.py", "candidates", "old"): PATHS,
+    ("core/adoption.py", "candidates", "source"): PATHS,
+    ("core/adoption.py", "kept_rows", "rows"): CANDIDATES,
+    ("core/adoption.py", "counted", "rows"): CANDIDATES,
+    ("core/adoption.py", "looked_up", "rows"): CANDIDATES,
+    ("core/adoption.py", "looked_up", "new"): CANDIDATES,
+    ("spark/coldchain_spark/keep.py", "_write", "select"): CANDIDATES,
+    ("spark/coldchain_spark/keep.py", "_look_up", "rows"): CANDIDATES,
     ("core/checks.py", "falls", "relation"): PATHS,
     ("core/fingerprint.py", "file_buckets", "relation"): PATHS,
     ("core/fingerprint.py", "file_buckets", "invalid"): "core/canonical.py: conditions over quoted names",

@@ -30,7 +30,7 @@ from coldchain.core.typemap import Column
 from coldchain.core.windows import DAY_US, Window, ceil_us, floor_us, merge
 
 ORDER, IS_SOURCE = "coldchain__order", "coldchain__is_source"
-_BOUNDED = f"SETTINGS max_bytes_before_external_group_by = {256 << 20}"  # what is more goes to disk
+_BOUNDED = "SETTINGS max_bytes_before_external_group_by = 268435456"  # 256 MiB; what is more goes to disk
 _WHOLE = re.compile(r"int|long|decimal\(\d+, 0\)")
 # A baseline that reads by JDBC has no UUID, and text and bytes are one type in ClickHouse.
 _CAST = {("string", "uuid"), ("string", "binary"), ("binary", "string")}
