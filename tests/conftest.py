@@ -27,10 +27,14 @@ LONGEST_FIRST = ("e2e", "faults", "integration", "unit", "bench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier; in a parallel run the long ones come first, so that nobody waits at the end."""
+    """Mark each test with its tier; in a parallel run the long ones come first, so that nobody waits at the end.
+
+    All that needs Airflow is one group, for one process: two Airflows would be in each other's way on two cores.
+    """
     for item in items:
         if _tier(item) in TIERS:
             item.add_marker(_tier(item))
+        item.add_marker(pytest.mark.xdist_group("e2e" if _tier(item) == "e2e" else str(item.path)))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: LONGEST_FIRST.index(_tier(item)))
 

@@ -41,9 +41,14 @@ class Scene:
         self.reader.look_at_source()
 
     def begin(self) -> str:
-        """Insert a late row, and trigger a run of this table alone."""
+        """Insert a late row, and trigger a run of this table alone, when no scheduled one can take the row."""
+        await_true(self._is_quiet, "the schedule to be quiet", 480)
         self.insert()
         return self.told.api.trigger(DAG, {"tables": [BINANCE]})
+
+    def _is_quiet(self) -> bool:
+        """Tell whether no run is active, and none is about to be: the schedule's begins right after the quarter."""
+        return time.time() % 900 > 45 and not self.told.api.active_runs(DAG)
 
     def freeze_driver(self, run_id: str) -> psutil.Process:
         """Wait for a run's Spark driver, and freeze it."""
