@@ -37,7 +37,7 @@ from coldchain.registry import load_registry
 from coldchain.ui import app as page
 from monitoring.grafana import dashboards
 from tests.lab import Lab, append_foreign, yesterday
-from tests.processes import free_port
+from tests.processes import await_true, free_port
 from tests.prometheus import Prometheus, scraping, serving
 from tests.watch import MONITORING, Shell, alerts, blocks_of, needs_alertmanager, needs_prometheus
 
@@ -327,6 +327,7 @@ def test_alertmanager_tells_the_pager_what_is_worst_and_keeps_the_rest_to_itself
 
 
 def test_every_query_of_the_dashboards_returns_data(prometheus: Prometheus, tables: Tables) -> None:
+    await_true(lambda: prometheus.query("coldchain_failures_total"), "a first scrape: what grows has been less before")
     lab = tables.labs["late"]
     now = datetime.now(UTC)
     lab.insert([(now - timedelta(hours=1), int(to_us(now) % 1_000_000) + 10)])  # something to count while it is scraped
