@@ -27,6 +27,7 @@ from coldchain.store.migrate import migrate
 from coldchain.store.postgres import PostgresLedger
 from tests.integration.test_maintenance import DAY as CLOSED_DAY, compact, fill as fill_day
 from tests.lab import Lab, append_foreign, yesterday
+from tests.processes import await_true
 from tests.reader import watching
 from tests.watch import PSQL
 
@@ -136,9 +137,11 @@ def test_a_ledger_restored_from_an_older_dump_is_brought_up_to_date(lab: Lab, fr
     lab.insert_many(START, 180, int(MINUTE_US))
     lab.run(Request(lab.window(START, START + HOUR), None), run_key="test/before")
     dumped = dump(lab, tmp_path / "ledger.dump")
-    with watching(lab):
+    with watching(lab) as reader:
         lab.insert([(START + timedelta(seconds=1), 900)])
         lab.run(run_key="test/after the dump")
+        head = head_of(lab.lake.require(lab.spec.target))
+        await_true(lambda: reader.seen[-1][0] == head, "the reader to ask of the proof that the dump does not know")
         old_token = lab.ledger.lease(lab.name).token
         restore(lab, dumped)
         with pytest.raises(ForeignFiles):
