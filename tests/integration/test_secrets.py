@@ -39,7 +39,7 @@ def test_spark_s_event_log_and_workers_have_none(lab: Lab, state: Path, tmp_path
     assert any(b"*********(redacted)" in data for data in written.values())
     assert Canaries({"their credential": "a-credential-of-their-own"}).found_in(written.items()) == []
     assert canaries.found_in(written.items()) == []
-    assert any(b"pyspark.daemon" in each for each in arguments.seen)
+    assert any(b"coldchain_spark.daemon" in each for each in arguments.seen)
     assert canaries.found_in(arguments.places()) == []
     said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     assert canaries.found_in(said.items()) == []
