@@ -261,7 +261,8 @@ def test_the_bounds_of_a_file_let_every_value_through(typed: TypedLab) -> None:
     typed.remake({name: f"Nullable({kind.name})" for name, kind in kinds.items()}, {})
     edges = max(len(kind.edges) for kind in kinds.values())
     for number in range(edges):
-        typed.put(number, [kind.edges[number % len(kind.edges)][0] for kind in kinds.values()])
+        edge = [(kind.edges[number % len(kind.edges)][0], kind.name) for kind in kinds.values()]
+        typed.put(number, [f"CAST({literal} AS {name})" for literal, name in edge])
     typed.put(edges, ["NULL"] * len(kinds))
     typed.run()
     table = typed.lake.require(typed.spec.target)

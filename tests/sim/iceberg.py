@@ -239,10 +239,10 @@ class SimulatedCatalog:
         self.watch: Callable[[int | None, int], None] = lambda before, head: None
 
     def load_table(self, target: str) -> SimulatedTable:
-        """Load the table."""
+        """Load the table; there is no other, whatever it might have been named in an adoption."""
         self.processes.request("catalog.load", lambda: None, lost)
-        if self.metadata is None:
-            raise NoSuchTableError("Table does not exist: cold.t")
+        if self.metadata is None or "__" in target:
+            raise NoSuchTableError(f"Table does not exist: {target}")
         return SimulatedTable(self, self.metadata)
 
     def create_namespace(self, name: str) -> None:
