@@ -6,8 +6,8 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3 python; do $$p -c '
 VENV := .venv/bin/python
 TIERS := $(wildcard tests/unit tests/integration tests/e2e tests/faults)
 PYTEST := $(VENV) -m pytest $(if $(filter true,$(CI)),-p tests.no_skips)
-# Two processes, each with a stack of its own: one for all that needs Airflow, the other for the rest.
-PARALLEL := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+# Two processes, each with a stack of its own, file by file: most of the long tests wait, for leases and for Airflow.
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## This list

@@ -23,20 +23,19 @@ pytest_plugins = ("tests.fault_matrix",)
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")
-LONGEST_FIRST = ("e2e", "faults", "integration", "unit", "bench")
+LONGEST, LONGEST_FIRST = "test_scheduler.py", ("faults", "e2e", "integration", "unit", "bench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier; in a parallel run the long ones come first, so that nobody waits at the end.
+    """Mark each test with its tier; in a parallel run the longest file goes to one process, the next tier to the other.
 
-    All that needs Airflow is one group, for one process: two Airflows would be in each other's way on two cores.
+    Two Airflows at once are in each other's way on two cores.
     """
     for item in items:
         if _tier(item) in TIERS:
             item.add_marker(_tier(item))
-        item.add_marker(pytest.mark.xdist_group("e2e" if _tier(item) == "e2e" else str(item.path)))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: LONGEST_FIRST.index(_tier(item)))
+        items.sort(key=lambda item: (Path(item.path).name != LONGEST, LONGEST_FIRST.index(_tier(item))))
 
 
 def _tier(item: pytest.Item) -> str:
