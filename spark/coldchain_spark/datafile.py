@@ -50,7 +50,7 @@ def data_file(table: Table, file: Streamed) -> DataFile:
         file_format=FileFormat.PARQUET,
         partition=_partition(file, statistics.partition(table.spec(), schema)),
         file_size_in_bytes=file.size_bytes,
-        sort_order_id=table.sort_order().order_id,
+        sort_order_id=None,  # docs/decisions/0031: readers that trust it answer wrongly
         spec_id=table.metadata.default_spec_id,
         equality_ids=None,
         key_metadata=None,

@@ -79,7 +79,7 @@ def described(table: Any, window: Window, token: str, rows: int) -> DataFile:
         partition=Record(window.start_us // DAY_US),
         record_count=rows,
         file_size_in_bytes=rows * 30,
-        sort_order_id=table.sort_order().order_id,
+        sort_order_id=None,
         spec_id=table.metadata.default_spec_id,
         equality_ids=None,
         key_metadata=None,

@@ -315,6 +315,27 @@ def test_a_query_of_a_short_stretch_does_not_read_all_files(lab: ViewLab) -> Non
     assert int(after) - int(before) >= 3, "a file a day, and one day is asked for"
 
 
+@pytest.mark.parametrize("made", [bronze, silver, gold])
+def test_an_order_asked_of_the_view_is_the_order_of_its_rows(
+    lab: ViewLab, made: Callable[[ViewLab], tuple[str, str]]
+) -> None:
+    made(lab)
+    lab.run()
+    lab.rewrite()
+    assert len(list(lab.lake.require(lab.spec.target).scan().plan_files())) >= 2, (
+        "of several files that overlap in order"
+    )
+    columns = ", ".join(lab.spec.sort_order)
+    for rows in ("", " LIMIT 150"):
+        query = f"SELECT {columns} FROM %s ORDER BY {columns}{rows} SETTINGS max_threads = 1"
+        found = lab.analyst(Query(query % lab.view, {}))
+        final = " FINAL" if lab.spec.read == "final" else ""
+        assert found == lab.loader(Query(query % (lab.spec.source + final), {}))
+        assert len(found) >= 150
+    distinct = lab.analyst(Query(f"SELECT DISTINCT {lab.spec.sort_order[0]} AS x FROM {lab.view} ORDER BY x", {}))
+    assert len(distinct) == 2
+
+
 REFUSED = (
     "INSERT INTO k2.{name} (seq) VALUES (1)",
     "ALTER TABLE k2.{name} DELETE WHERE 1",
