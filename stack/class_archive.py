@@ -25,7 +25,9 @@ JAVA_OPTIONS = "spark.driver.defaultJavaOptions"
 
 
 def ensure(java_says: str, folder: Path = FOLDER) -> None:
-    """Make the archive where it is missing or of another Java; without one everything works, only slower.
+    """Make the archive where it is missing, of another Java, or other than it would be made now.
+
+    Without one everything works, only slower.
 
     Args:
         java_says: what `java -version` prints.
@@ -36,7 +38,9 @@ def ensure(java_says: str, folder: Path = FOLDER) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made_by = folder / "java"
         done = folder / "spark-defaults.conf"
-        if done.exists() and made_by.read_text(encoding="utf-8") == java_says:
+        defaults = _defaults(f"-XX:SharedArchiveFile={folder / 'classes.jsa'}")
+        # It names paths: an environment that was made under another path would find nothing there.
+        if done.exists() and (done.read_text("utf-8"), made_by.read_text("utf-8")) == (defaults, java_says):
             return
         say("Archiving the classes that Spark loads (once)")
         done.unlink(missing_ok=True)
@@ -46,7 +50,7 @@ def ensure(java_says: str, folder: Path = FOLDER) -> None:
             say(f"Spark's classes could not be archived ({type(error).__name__}); it starts slower without")
             return
         made_by.write_text(java_says, encoding="utf-8")
-        done.write_text(_defaults(f"-XX:SharedArchiveFile={folder / 'classes.jsa'}"), encoding="utf-8")
+        done.write_text(defaults, encoding="utf-8")
 
 
 def _make(folder: Path) -> None:

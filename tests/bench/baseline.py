@@ -90,6 +90,9 @@ def command(
         # Driver 0.9.4 works only with answers that are not compressed.
         "BENCH_JDBC_URL": f"jdbc:clickhouse://127.0.0.1:{stack.ports['clickhouse_http']}/k2?compress=0",
         "BENCH_WATERMARK_URI": _watermark_uri(stack),
+        # The driver sets settings of its own, which the profile of Coldchain's reader refuses.
+        "BENCH_JDBC_USER": "loader",
+        "BENCH_JDBC_PASSWORD": stack.secrets["clickhouse_loader"],
     }
     return argv, environment
 

@@ -35,8 +35,8 @@ def main(source: str, target: str, end: str) -> int:
         spark.read.format("jdbc")
         .option("driver", "com.clickhouse.jdbc.ClickHouseDriver")
         .option("url", os.environ["BENCH_JDBC_URL"])
-        .option("user", os.environ["COLDCHAIN_CLICKHOUSE_USER"])
-        .option("password", os.environ["COLDCHAIN_CLICKHOUSE_PASSWORD"])
+        .option("user", os.environ["BENCH_JDBC_USER"])
+        .option("password", os.environ["BENCH_JDBC_PASSWORD"])
         .option("fetchsize", 100_000)
         .option(
             "dbtable",

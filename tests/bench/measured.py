@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -68,7 +69,7 @@ def run(argv: Sequence[str], environment: Mapping[str, str], folder: Path, serve
         sampler.stop()
         if child.returncode:
             errors.seek(0)
-            raise CommandFailed(f"{argv[0]} ended with exit code {child.returncode}: {errors.read()[-3000:]}")
+            raise CommandFailed(f"{argv[0]} ended with exit code {child.returncode}: {_told(errors.read())}")
     cpu = usage.ru_utime + usage.ru_stime
     return Measured(seconds, cpu, cpu_s(server_pid) - served, sampler.peak_bytes, output)
 
@@ -116,3 +117,9 @@ def _pss_bytes(pid: int) -> int:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
     except OSError:
         return 0
+
+
+def _told(errors: str) -> str:
+    """Return what says most of a long error: lines that name exceptions, and the end."""
+    named = [line for line in errors.splitlines() if re.search(r"Exception|Error|Caused by", line)]
+    return "\n".join([*named[:20], errors[-1000:]])
