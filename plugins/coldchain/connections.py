@@ -234,11 +234,13 @@ class SparkOptions:
     archives: str | None
     conf: dict[str, str]
     is_elsewhere: bool
+    is_local: bool  # a master like local[2], whose executors are the driver itself
 
 
 def spark_options() -> SparkOptions:
     """Read how the code reaches a cluster from the connection's extra: jobs, py_files, archives, conf."""
-    extra = connection(SPARK).extra_dejson
+    found = connection(SPARK)
+    extra, is_local = found.extra_dejson, (found.host or "").split("[")[0] == "local"
     texts = {name: extra.get(name) for name in ("jobs", "py_files", "archives")}
     conf = extra.get("conf", {})
     wrong = [name for name, text in texts.items() if text is not None and not isinstance(text, str)]
@@ -249,7 +251,7 @@ def spark_options() -> SparkOptions:
             f"the extra of connection {SPARK} holds {wrong[0]}={extra[wrong[0]]!r}: write a text, conf as an object of "
             "texts"
         )
-    return SparkOptions(**texts, conf=conf, is_elsewhere=extra.get("deploy-mode") == "cluster")
+    return SparkOptions(**texts, conf=conf, is_elsewhere=extra.get("deploy-mode") == "cluster", is_local=is_local)
 
 
 def _uri(found: Connection) -> str:

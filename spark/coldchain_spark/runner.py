@@ -1,7 +1,8 @@
-"""Where slices are streamed: on Spark's executors, or in the driver where a plan is too small to fork workers for.
+"""Where slices are streamed: on Spark's executors, or in the driver where they would gain nothing.
 
-Forking the first Python worker and starting a SparkContext cost about 5 s; a plan of some 100,000 rows is streamed
-in less than that.
+Starting a SparkContext and forking its Python workers cost some 5 s and 300 MB; a plan of some 100,000 rows is streamed
+in less than that, and with a local master the executors are the driver's own machine: ClickHouse does the work, and a
+thread that hands bytes on does it as well as a process.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ def tables_at_once(rows: int, max_queries: int) -> int:
 
 
 @contextmanager
-def make_mapper(rows: int, max_queries: int = 0) -> Iterator[tuple[Callable[[Any, Sequence[Any]], list[Any]], int]]:
+def make_mapper(
+    rows: int, max_queries: int = 0, *, executors: bool = True
+) -> Iterator[tuple[Callable[[Any, Sequence[Any]], list[Any]], int]]:
     """Yield a mapper and the number of slices that run at once. A SparkContext, if wanted, starts in the background.
 
     Args:
         rows: of all tables of the job.
         max_queries: that the job may have ClickHouse work on at once; 0: as many as this machine has cores. A table
             asks nothing else while its slices are streamed, so that the bound holds for the job with all its tables.
+        executors: False streams a plan of any size in the driver, in as many threads.
     """
     if rows <= SMALL_ROWS:
         streams = DRIVER_STREAMS
@@ -55,6 +59,9 @@ def make_mapper(rows: int, max_queries: int = 0) -> Iterator[tuple[Callable[[Any
         yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
     streams = max_queries or os.cpu_count() or 2
+    if not executors:
+        yield lambda function, items: _map_in_driver(function, items, streams), streams
+        return
     context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark, streams)
     try:
         yield lambda function, items: _map_on_executors(context.result(), function, items, streams), streams
@@ -87,21 +94,26 @@ def _nothing(_: int) -> None:
 
 def _map_in_driver(function: Callable[[Any], Any], items: Sequence[Any], streams: int) -> list[Any]:
     with ThreadPoolExecutor(streams) as pool:
-        return list(pool.map(function, items))
+        return _collected(pool.map(function, items), len(items))
 
 
 def _map_on_executors(context: Any, function: Callable[[Any], Any], items: Sequence[Any], streams: int) -> list[Any]:
     """Run each item as a Spark job of one task, so many at once: no cluster has a setting that bounds one stage."""
-    last = time.monotonic()
-    done: list[Any] = []
 
     def run(item: Any) -> Any:
         return context.parallelize([item], 1).map(function).collect()[0]
 
     with ThreadPoolExecutor(streams) as pool:
-        for result in pool.map(run, items):
-            done.append(result)
-            if time.monotonic() - last > PROGRESS_S:
-                last = time.monotonic()
-                log.info("streamed %d of %d slices", len(done), len(items))
+        return _collected(pool.map(run, items), len(items))
+
+
+def _collected(results: Iterator[Any], number: int) -> list[Any]:
+    """Collect the results as they come, and say how far it is."""
+    last = time.monotonic()
+    done: list[Any] = []
+    for result in results:
+        done.append(result)
+        if time.monotonic() - last > PROGRESS_S:
+            last = time.monotonic()
+            log.info("streamed %d of %d slices", len(done), number)
     return done

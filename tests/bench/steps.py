@@ -66,7 +66,7 @@ def read(run: Run) -> None:
 def offload(run: Run) -> None:
     """Take the table under a new token and become spark-submit, as OffloadOperator starts it."""
     from coldchain import protocol
-    from coldchain.operators.offload import local_environment
+    from coldchain.spark_submit import local_environment
 
     turn = run.turn()
     token = protocol.take(turn)
@@ -74,7 +74,7 @@ def offload(run: Run) -> None:
     job = JobSpec((JobTable(run.spec, token, run.run_key, run.work()),))
     turn.ledger.close()
     application = os.environ.get("BENCH_APPLICATION", str(ROOT / "spark" / "jobs" / "offload_tables.py"))
-    environment, properties = local_environment(os.environ)
+    environment, properties = local_environment(os.environ, is_local=True)
     os.environ |= environment
     more = ["--properties-file", properties] if properties else []
     os.execvp("spark-submit", ["spark-submit", "--master", "local[2]", *more, application, job.dumps()])

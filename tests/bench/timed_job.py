@@ -67,8 +67,8 @@ def main(argument: str) -> int:
     began = time.time()
     original = offload_tables.make_mapper
 
-    def make_mapper(rows: int, max_queries: int = 0) -> Any:
-        mapper = original(rows, max_queries)
+    def make_mapper(*args: Any, **kwargs: Any) -> Any:
+        mapper = original(*args, **kwargs)
         _watch()
         return mapper
 

@@ -15,6 +15,7 @@ from coldchain import protocol
 from coldchain.core.job import JobTable
 from coldchain.core.plan import Segment
 from coldchain.lake import head_of, live_files
+from coldchain.spark_submit import NO_EXECUTORS
 from coldchain_spark.offload import offload_table
 from coldchain_spark.runner import SMALL_ROWS
 from tests.faults.test_kills import START, check_files, prepare
@@ -77,6 +78,18 @@ def go_on(job: subprocess.Popen[str]) -> str:
     await_true(is_over, "the Spark job to end")
     output, errors = job.communicate()
     return output + errors
+
+
+def test_on_one_machine_the_driver_streams_a_large_plan_too(lab: Lab) -> None:
+    """It asks for no executors: there is no master at the address."""
+    insert_many(lab)
+    with watching(lab):
+        assert lab.step("read").returncode == 0
+        job = lab.submit(master="spark://127.0.0.1:9", **{NO_EXECUTORS: "1"})
+        output, errors = job.communicate(timeout=120)
+        assert job.returncode == 0, output + errors
+        lab.steps(since="validate")
+    assert files_of(lab) == set(check_one_segment(lab).paths)
 
 
 @pytest.mark.fault("F10", recovery="none needed")

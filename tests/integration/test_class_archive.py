@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from stack import class_archive, prerequisites
 
 ROOT = Path(__file__).parents[2]
@@ -28,20 +26,3 @@ def test_spark_s_classes_come_from_the_archive() -> None:
     loaded = [line for line in done.stderr.splitlines() if "org.apache.spark.SparkContext source:" in line]
     assert loaded, done.stderr[-2000:]
     assert "shared objects file" in loaded[0]
-
-
-def test_an_archive_is_made_anew_where_it_would_be_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
-    monkeypatch.setattr(class_archive, "_make", made.append)
-    folder = tmp_path / "classes"
-    for _ in range(2):
-        class_archive.ensure("java 17", folder)
-    assert made == [folder]
-    class_archive.ensure("java 21", folder)
-    assert made == [folder] * 2
-    moved = folder.rename(tmp_path / "moved")
-    class_archive.ensure("java 21", moved)
-    assert made == [folder, folder, moved], "its configuration names a path where nothing is any more"
-    monkeypatch.setattr(class_archive, "QUIET", "-Xlog:off")
-    class_archive.ensure("java 21", moved)
-    assert made == [folder, folder, moved, moved]

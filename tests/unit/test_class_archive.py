@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldchain.operators.offload import SPARK_CONF, local_environment
+from coldchain.spark_submit import NO_EXECUTORS, SPARK_CONF, local_environment
 from stack import class_archive
 
 DEFAULTS = "spark-defaults.conf"
@@ -16,6 +16,8 @@ DEFAULTS = "spark-defaults.conf"
 def test_without_an_archive_spark_has_the_lean_configuration(given: dict[str, str]) -> None:
     environment, properties = local_environment(given)
     assert (environment["SPARK_CONF_DIR"], properties) == (str(SPARK_CONF), None)
+    assert NO_EXECUTORS not in environment
+    assert local_environment(given, is_local=True)[0] == {**environment, NO_EXECUTORS: "1"}
 
 
 def test_a_whole_archive_brings_its_configuration(tmp_path: Path) -> None:
@@ -42,9 +44,18 @@ def test_an_archive_that_could_not_be_made_is_not_used(
     assert "starts slower without" in capsys.readouterr().out + capsys.readouterr().err
 
 
-def test_it_is_made_once_for_a_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / DEFAULTS).write_text("whole")
-    (tmp_path / "java").write_text("this one")
-    monkeypatch.setenv("JAVA_HOME", "/nowhere")
-    class_archive.ensure("this one", tmp_path)
-    assert (tmp_path / DEFAULTS).read_text() == "whole"
+def test_an_archive_is_made_anew_where_it_would_be_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(class_archive, "_make", made.append)
+    folder = tmp_path / "classes"
+    for _ in range(2):
+        class_archive.ensure("java 17", folder)
+    assert made == [folder]
+    class_archive.ensure("java 21", folder)
+    assert made == [folder] * 2
+    moved = folder.rename(tmp_path / "moved")
+    class_archive.ensure("java 21", moved)
+    assert made == [folder, folder, moved], "its configuration names a path where nothing is any more"
+    monkeypatch.setattr(class_archive, "QUIET", "-Xlog:off")
+    class_archive.ensure("java 21", moved)
+    assert made == [folder, folder, moved, moved]

@@ -10,7 +10,8 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
-from coldchain.operators.offload import ROOT, submit
+from coldchain.operators.offload import submit
+from coldchain.spark_submit import ROOT
 
 APPLICATION = ROOT / "spark" / "jobs" / "adopt_table.py"
 PARAMETERS = ("table", "reason", "allow_missing", "dry_run")

@@ -12,7 +12,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures
-from coldchain.operators.offload import ROOT, submit
+from coldchain.operators.offload import submit
+from coldchain.spark_submit import ROOT
 from coldchain.store.ledger import COMPACT, TIDY
 
 if TYPE_CHECKING:

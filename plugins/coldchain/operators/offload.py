@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,13 @@ from coldchain.core.errors import EXIT_KINDS, ColdchainError, LeaseHeld, StageGo
 from coldchain.core.job import Work
 from coldchain.core.table import TableSpec
 from coldchain.failures import as_airflow_failures, note_failure, releasing
+from coldchain.spark_submit import ROOT, local_environment
 
 if TYPE_CHECKING:
     from coldchain.core.job import JobTable
     from coldchain.protocol import Turn
 
-ROOT = Path(__file__).parents[3]
 APPLICATION = ROOT / "spark" / "jobs" / "offload_tables.py"
-SPARK_CONF = ROOT / "spark" / "conf"
 GROUP_TRIES = 3
 GROUP_WAIT_S = 180.0
 GROUP_POLL_S = 2.0
@@ -208,26 +207,9 @@ def configure(operator: SparkSubmitOperator, own: Path) -> None:
     from coldchain import connections
 
     options = connections.spark_options()
-    own_environment, operator.properties_file = ({}, None) if options.is_elsewhere else local_environment(os.environ)
+    own_environment, operator.properties_file = (
+        ({}, None) if options.is_elsewhere else local_environment(os.environ, is_local=options.is_local)
+    )
     operator.env_vars = {**connections.driver_environment(), **own_environment}
     operator.application = f"{options.jobs.rstrip('/')}/{own.name}" if options.jobs else str(own)
     operator.py_files, operator._archives, operator.conf = options.py_files, options.archives, dict(options.conf)
-
-
-def local_environment(given: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
-    """Let driver and executors import the package, and Spark find its lean configuration, where it is not the user's.
-
-    Args:
-        given: this process's environment. COLDCHAIN_SPARK_CLASSES may name what `stack.class_archive` has made.
-
-    Returns:
-        Variables for spark-submit, and its properties file where there is one.
-    """
-    paths = [str(ROOT / "plugins"), str(ROOT / "spark"), given.get("PYTHONPATH", "")]
-    environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    if "SPARK_CONF_DIR" in given:
-        return environment, None
-    archive = Path(given.get("COLDCHAIN_SPARK_CLASSES") or "nowhere")
-    if (defaults := archive / "spark-defaults.conf").exists():
-        return {**environment, "SPARK_CONF_DIR": str(archive / "conf")}, str(defaults)
-    return {**environment, "SPARK_CONF_DIR": str(SPARK_CONF)}, None
