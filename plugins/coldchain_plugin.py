@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
+from coldchain import preload
 from coldchain.ui.late import LateApp, make_app
 
 
@@ -12,6 +13,7 @@ class ColdchainPlugin(AirflowPlugin):
     """Serves `/coldchain` and shows it in an iframe of the UI."""
 
     name = "coldchain"
+    listeners = [preload]  # noqa: RUF012
     fastapi_apps = [{"name": "coldchain", "url_prefix": "/coldchain", "app": LateApp(make_app)}]  # noqa: RUF012
     external_views = [  # noqa: RUF012
         {

@@ -52,7 +52,8 @@ def launch(stack: Stack) -> None:
     for component, (arguments, _reported) in COMPONENTS.items():
         name = f"airflow-{component}"
         if not process.find(stack, name):
-            process.start(stack, name, [_airflow(), component, *arguments], component_env(stack))
+            more = {"COLDCHAIN_PRELOAD": "1"} if component == "scheduler" else {}
+            process.start(stack, name, [_airflow(), component, *arguments], {**component_env(stack), **more})
 
 
 def await_ready(stack: Stack, patience_s: float = 120.0) -> AirflowApi:

@@ -97,6 +97,7 @@ SHARED = (
     "rest",
     "settings",
     "source",
+    "spark_submit",
     "views",
 )
 AIRFLOW_SIDE = (
@@ -107,6 +108,7 @@ AIRFLOW_SIDE = (
     "failures",
     "notify",
     "operators",
+    "preload",
     "sensors",
     "triggers",
     "turns",
@@ -192,4 +194,4 @@ def test_the_plugin_loader_leaves_the_package_alone() -> None:
 def test_the_plugin_only_names_what_there_is() -> None:
     assert (PLUGINS / "coldchain_plugin.py").read_text(encoding="utf-8").count("\n") <= 40
     imported = imports_of(PLUGINS / "coldchain_plugin.py")
-    assert all(is_of(name, (*STDLIB, "airflow", "coldchain.ui")) for name in imported)
+    assert all(is_of(name, (*STDLIB, "airflow", "coldchain.ui", "coldchain.preload")) for name in imported)
