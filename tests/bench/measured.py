@@ -1,15 +1,17 @@
-"""Run a command and measure it: seconds, processor time, and the memory of all its processes at once."""
+"""Run a command, or a forked child, and measure it: seconds, processor time, memory of all its processes at once."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 # Reading the maps of a Java process takes some 5 ms of a core that the measured need themselves.
 SAMPLE_S = 0.2
@@ -50,28 +52,54 @@ def run(argv: Sequence[str], environment: Mapping[str, str], folder: Path, serve
         folder: its working directory; its standard error goes to a file there.
         server_pid: ClickHouse, whose processor time is told apart; its memory is not counted.
     """
+
+    def execute() -> None:
+        os.execvpe(argv[0], list(argv), dict(environment))
+
+    return run_forked(argv[0], execute, folder, server_pid)
+
+
+def run_forked(name: str, work: Callable[[], None], folder: Path, server_pid: int) -> Measured:
+    """Measure what a child does that is forked from this very process, in a session of its own; else like `run`."""
     with open(folder / "stderr", "w+", encoding="utf-8") as errors:
         served = cpu_s(server_pid)
+        reader, writer = os.pipe()
         began = time.monotonic()
-        child = subprocess.Popen(
-            argv, env=dict(environment), cwd=folder, start_new_session=True, stdout=subprocess.PIPE, stderr=errors,
-            text=True,
-        )  # fmt: skip
-        sampler = _Sampler(child.pid)
+        pid = os.fork()
+        if not pid:
+            _become(work, folder, writer, errors.fileno())
+        os.close(writer)
+        sampler = _Sampler(pid)
         sampler.start()
-        assert child.stdout is not None
-        output = child.stdout.read()
-        # Not Popen.wait: this tells the processor time of the command and of all that it waited for.
-        _, status, usage = os.wait4(child.pid, 0)
+        with open(reader, encoding="utf-8") as said:
+            output = said.read()
+        # Not waitpid: this tells the processor time of the child and of all that it waited for.
+        _, status, usage = os.wait4(pid, 0)
         seconds = time.monotonic() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        child.stdout.close()
         sampler.stop()
-        if child.returncode:
+        if code := os.waitstatus_to_exitcode(status):
             errors.seek(0)
-            raise CommandFailed(f"{argv[0]} ended with exit code {child.returncode}: {_told(errors.read())}")
+            raise CommandFailed(f"{name} ended with exit code {code}: {_told(errors.read())}")
     cpu = usage.ru_utime + usage.ru_stime
     return Measured(seconds, cpu, cpu_s(server_pid) - served, sampler.peak_bytes, output)
+
+
+def _become(work: Callable[[], None], folder: Path, output: int, errors: int) -> NoReturn:
+    """Do the work as the child; its exit code tells how it ended."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+        work()
+        sys.stdout.flush()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def cpu_s(pid: int) -> float:
