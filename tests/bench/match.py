@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -45,6 +46,7 @@ class Match:
     def __init__(self, stack: Stack, folder: Path) -> None:
         for library in preload.LIBRARIES:
             importlib.import_module(library)
+        logging.getLogger("pyiceberg").setLevel(logging.WARNING)  # Airflow, imported, lets all of it be heard
         self.stack = stack
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
