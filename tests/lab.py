@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from coldchain import proof, protocol
+from coldchain import proof, protocol, reconciling
 from coldchain.clickhouse import HttpClickHouse
 from coldchain.core.job import JobTable, Work
 from coldchain.core.request import Request
@@ -66,9 +66,9 @@ class Steps:
         self.ledger = PostgresLedger.from_uri(self.settings.ledger_uri)
         self.lake = Lake(self.settings.catalog_properties)
 
-    def turn(self, run_key: str = "test/run") -> protocol.Turn:
+    def turn(self, run_key: str = "test/run") -> reconciling.Turn:
         """Return the table's turn for a run."""
-        return protocol.Turn(self.spec, run_key, self.ledger, self.lake)
+        return reconciling.Turn(self.spec, run_key, self.ledger, self.lake)
 
     def source(self) -> Source:
         """Return the table's source."""

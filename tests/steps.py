@@ -21,20 +21,21 @@ from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.core.windows import DAY_US, Window
 from coldchain.lake import Lake
+from coldchain.reconciling import Turn
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.postgres import PostgresLedger
 from jobs import adopt_table, compact_table, offload_tables
 
 
-def turn_in(folder: Path, settings: Settings) -> protocol.Turn:
+def turn_in(folder: Path, settings: Settings) -> Turn:
     """Open the turn that a folder describes."""
     spec = TableSpec.from_json(json.loads((folder / "spec.json").read_text()))
     run_key = (folder / "run_key").read_text()
-    return protocol.Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
+    return Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
 
 
-def read(turn: protocol.Turn, settings: Settings, folder: Path) -> dict[str, object]:
+def read(turn: Turn, settings: Settings, folder: Path) -> dict[str, object]:
     """Run read_watermark, and keep its plan in the folder."""
     exact = folder / "window.json"
     asked = Request(Window(*json.loads(exact.read_text())) if exact.exists() else None, None)
@@ -47,19 +48,19 @@ def read(turn: protocol.Turn, settings: Settings, folder: Path) -> dict[str, obj
     return {"sentence": reading.sentence, "windows": len(reading.plan.windows), "watermark_us": reading.watermark_us}
 
 
-def job_of(turn: protocol.Turn, folder: Path) -> JobSpec:
+def job_of(turn: Turn, folder: Path) -> JobSpec:
     """Take the table as the offload task does, and build its job."""
     token = protocol.take(turn)
     turn.ledger.note(turn.spec.name, token, turn.run_key, "started")
     return JobSpec((JobTable(turn.spec, token, turn.run_key, _work(folder)),))
 
 
-def offload(turn: protocol.Turn, folder: Path) -> int:
+def offload(turn: Turn, folder: Path) -> int:
     """Run the offload job as the driver does, its outcome on stdout; a small plan needs no Spark."""
     return offload_tables.main(job_of(turn, folder).dumps())
 
 
-def validate(turn: protocol.Turn, folder: Path) -> dict[str, object]:
+def validate(turn: Turn, folder: Path) -> dict[str, object]:
     """Run validate."""
     stage = protocol.latest_stage(turn, _work(folder), "staged")
     if stage is None:
@@ -71,7 +72,7 @@ def validate(turn: protocol.Turn, folder: Path) -> dict[str, object]:
     return {"proven": True}
 
 
-def commit(turn: protocol.Turn, folder: Path) -> dict[str, object]:
+def commit(turn: Turn, folder: Path) -> dict[str, object]:
     """Run commit."""
     work = _work(folder)
     stage = protocol.latest_stage(turn, work, "validated")
@@ -81,18 +82,18 @@ def commit(turn: protocol.Turn, folder: Path) -> dict[str, object]:
     return {"published": True, "watermark_us": protocol.publish(turn, stage, work)}
 
 
-def compact(turn: protocol.Turn) -> int:
+def compact(turn: Turn) -> int:
     """Run the compaction job as the driver does."""
     return compact_table.main(CompactJob(turn.spec, "compact-test", turn.run_key, batches=30, rows=0).dumps())
 
 
-def adopt(turn: protocol.Turn) -> int:
+def adopt(turn: Turn) -> int:
     """Run the adoption job as the driver does."""
     job = AdoptJob(turn.spec, "adopt-test", turn.run_key, "a test", is_dry=False, allow_missing=0, rows=0)
     return adopt_table.main(job.dumps())
 
 
-def tidy(turn: protocol.Turn) -> dict[str, object]:
+def tidy(turn: Turn) -> dict[str, object]:
     """Run tidy as in eight days from now."""
     done = maintenance.tidy(turn, time.time_ns() // 1000 + 8 * DAY_US, is_dry=False)
     return {} if done is None else done.to_json()

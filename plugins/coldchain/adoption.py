@@ -22,7 +22,7 @@ from coldchain.core.adoption import adopting, before_adoption
 from coldchain.core.errors import Permanent, Superseded, UnknownTable
 from coldchain.core.table import TableSpec
 from coldchain.lake import appended_files, base_of, head_of, normalised
-from coldchain.protocol import Turn
+from coldchain.reconciling import Turn
 from coldchain.store.ledger import Base
 
 

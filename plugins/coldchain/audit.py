@@ -23,7 +23,7 @@ from coldchain.core.table import TableSpec
 from coldchain.difference import Sides
 from coldchain.lake import absent_files, head_of, live_files, normalised
 from coldchain.proof import Found
-from coldchain.protocol import Turn
+from coldchain.reconciling import Turn
 from coldchain.report import Services, read_published, source_of
 from coldchain.source import Source
 

@@ -14,8 +14,8 @@ from coldchain.core.errors import Permanent
 def that_publish(events: Iterable[Any]) -> list[Any]:
     """Leave out the Asset events that name no snapshot: a person or another task made them, and nothing is to be read.
 
-    A commit that is cleared emits its event again: the same windows at the same snapshot. One that ends `Incomplete` has
-    published, and emits none: Airflow has no event for a task that fails. Who must see all windows reads `main`.
+    A commit that is cleared emits its event again: the same windows at the same snapshot. One that ends `Incomplete`
+    has published, and emits none: Airflow has no event for a task that fails. Who must see all windows reads `main`.
     """
     return [event for event in events if "snapshot_id" in (event.extra or {})]
 

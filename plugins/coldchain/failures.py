@@ -13,7 +13,7 @@ from coldchain.core.errors import UNEXPECTED, BadRequest, ColdchainError, Perman
 from coldchain.store.ledger import OFFLOAD
 
 if TYPE_CHECKING:
-    from coldchain.protocol import Turn
+    from coldchain.reconciling import Turn
     from coldchain.store.ledger import Ledger
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,8 @@ from coldchain.lake import (
     owner_of,
     reachable,
 )
-from coldchain.protocol import Turn, take
+from coldchain.protocol import take
+from coldchain.reconciling import Turn
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from coldchain.core.table import TableSpec
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, duration_us, format_us, window_of_partition
 from coldchain.lake import columns_of, live_files, normalised, owner_of, reach_of
-from coldchain.protocol import Turn
+from coldchain.reconciling import Turn
 from coldchain.source import Client, check_hash_vector
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from coldchain.core.plan import Segment, comparison_grid_us
 from coldchain.core.windows import DAY_US, Window, floor_us, format_us
 from coldchain.lake import Lake, base_of, branch_name, columns_of, head_of, live_files, owner_of
 from coldchain.proof import read_files
-from coldchain.protocol import Turn, give_up, irreplaceable, reconcile, refuse_loss
+from coldchain.protocol import give_up
+from coldchain.reconciling import Turn, irreplaceable, reconcile, refuse_loss
 from coldchain.registry import configured_registry
 from coldchain.settings import Settings
 from coldchain.store.ledger import Comparison

@@ -12,7 +12,7 @@ from coldchain.core.request import Request, make_request
 from coldchain.core.table import TableSpec
 from coldchain.failures import run_key_of
 from coldchain.lake import Lake
-from coldchain.protocol import Turn
+from coldchain.reconciling import Turn
 
 
 def turn_of(spec: TableSpec, context: Any) -> Turn:

@@ -41,7 +41,8 @@ from coldchain.core.windows import DAY_US, MAX_US, MIN_US, Window, floor_us, for
 from coldchain.lake import Lake
 from coldchain.maintenance import leased
 from coldchain.proof import prove, prove_content
-from coldchain.protocol import Reading, Turn, latest_stage, publish, read, rules_for
+from coldchain.protocol import Reading, latest_stage, publish, read, rules_for
+from coldchain.reconciling import Turn
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.ledger import Comparison

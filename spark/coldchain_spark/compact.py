@@ -29,7 +29,8 @@ from coldchain.core.typemap import Column
 from coldchain.lake import Lake
 from coldchain.maintenance import batches_of, leased
 from coldchain.proof import ENGINE, prove_content, relation_of, storage_parameters
-from coldchain.protocol import Turn, republish
+from coldchain.protocol import republish
+from coldchain.reconciling import Turn
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.datafile import data_file, max_sequence

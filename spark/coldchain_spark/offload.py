@@ -22,7 +22,8 @@ from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
 from coldchain.lake import Lake
-from coldchain.protocol import Turn, compare, rules_for
+from coldchain.protocol import compare, rules_for
+from coldchain.reconciling import Turn
 from coldchain.settings import Settings
 from coldchain.source import Source
 from coldchain.store.ledger import lease_seconds

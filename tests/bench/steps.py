@@ -21,7 +21,7 @@ from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
 
 if TYPE_CHECKING:
-    from coldchain.protocol import Turn
+    from coldchain.reconciling import Turn
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ class Run:
     def turn(self) -> Turn:
         """Return the table in this run's hands."""
         from coldchain.lake import Lake
-        from coldchain.protocol import Turn
+        from coldchain.reconciling import Turn
 
         return Turn(self.spec, self.run_key, self.ledger, Lake(self.settings.catalog_properties))
 

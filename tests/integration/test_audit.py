@@ -16,7 +16,7 @@ from coldchain.core.errors import Damaged
 from coldchain.core.request import Request
 from coldchain.core.windows import to_us
 from coldchain.lake import head_of, owner_of
-from coldchain.protocol import Turn
+from coldchain.reconciling import Turn
 from tests.lab import Lab, append_foreign, yesterday
 
 START = yesterday()

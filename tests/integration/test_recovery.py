@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from coldchain import protocol
+from coldchain import protocol, reconciling
 from coldchain.core.errors import BadRequest, BaseMoved, Fenced, ForeignFiles, LastCopy, Permanent, StageGone
 from coldchain.core.order import Order
 from coldchain.core.request import Request
@@ -470,7 +470,7 @@ def test_a_table_that_vanishes_under_a_driver_is_not_made_anew(sealed: Lab, monk
     lab.insert([(START + 2 * HOUR, 900)])
     reading = lab.read()
 
-    def take_and_drop(turn: protocol.Turn) -> str:
+    def take_and_drop(turn: reconciling.Turn) -> str:
         token = take(turn)
         lab.lake.catalog.drop_table(lab.spec.target)
         return token

@@ -10,7 +10,7 @@ from pyiceberg.typedef import Record
 
 import coldchain_spark.compact as compaction
 import coldchain_spark.offload as driver
-from coldchain import protocol
+from coldchain import reconciling
 from coldchain.core.job import JobTable, Stage
 from coldchain.core.windows import DAY_US
 from coldchain_spark.stream import Streamed
@@ -32,7 +32,7 @@ class Staged:
 class Driver(driver._Offload):
     """The real driver, whose executors and files are simulated."""
 
-    def __init__(self, world: World, job: JobTable, turn: protocol.Turn) -> None:
+    def __init__(self, world: World, job: JobTable, turn: reconciling.Turn) -> None:
         self.world, self.since = world, world.history.version
         self.job, self.spec, self.turn, self.ledger, self.cores = job, job.spec, turn, turn.ledger, 1  # type: ignore[assignment]
         self.source = SimulatedSource(world.history, world.processes)
@@ -58,7 +58,7 @@ class Driver(driver._Offload):
 class Compactor(compaction._Compaction):
     """The real compaction of one batch, whose files are simulated."""
 
-    def __init__(self, world: World, turn: protocol.Turn, token: str) -> None:
+    def __init__(self, world: World, turn: reconciling.Turn, token: str) -> None:
         super().__init__(turn, token, None, lambda _, parts: [world.rewrite(token, part) for part in parts], 1 << 40)  # type: ignore[arg-type]
         self.world = world
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 import coldchain_spark.compact as compaction
 import coldchain_spark.offload as driver
-from coldchain import lake as iceberg, maintenance, proof, protocol, recovery
+from coldchain import lake as iceberg, maintenance, proof, protocol, reconciling, recovery
 from coldchain.core.compaction import Limits, SnapshotAge, expired_snapshots
 from coldchain.core.errors import (
     ColdchainError,
@@ -442,7 +442,7 @@ class World(Promises):
 
     def _task(self, name: str, run: Run, verb: str) -> None:
         ledger = WatchedLedger(self.services.ledger_of(name), self.processes, self.lock, self._check_fenced)
-        turn = protocol.Turn(self.spec, run.key, ledger, self.lake)  # type: ignore[arg-type]
+        turn = reconciling.Turn(self.spec, run.key, ledger, self.lake)  # type: ignore[arg-type]
         try:
             getattr(self, f"_{verb}")(turn, run)
             if self._belongs(run, verb):
@@ -460,7 +460,7 @@ class World(Promises):
 
     def _maintain(self, name: str, what: str) -> None:
         ledger = WatchedLedger(self.services.ledger_of(name), self.processes, self.lock, self._check_fenced)
-        turn = protocol.Turn(self.spec, name, ledger, self.lake)  # type: ignore[arg-type]
+        turn = reconciling.Turn(self.spec, name, ledger, self.lake)  # type: ignore[arg-type]
         try:
             if what == "reset":
                 recovery.carry_out(turn, Order("reset", "somebody wants to see it", is_dry=False))
@@ -475,7 +475,7 @@ class World(Promises):
             traceback.print_exception(error)
         self.services.ledger_done(name)
 
-    def _under_lease(self, turn: protocol.Turn, what: str) -> None:
+    def _under_lease(self, turn: reconciling.Turn, what: str) -> None:
         token = protocol.take(turn)
         try:
             getattr(self, f"_{what}")(turn, token)
@@ -484,12 +484,12 @@ class World(Promises):
             raise
         turn.ledger.release(turn.spec.name, token)
 
-    def _compact(self, turn: protocol.Turn, token: str) -> None:
+    def _compact(self, turn: reconciling.Turn, token: str) -> None:
         if batches := maintenance.batches_of(turn):
             Compactor(self, turn, token).run(batches[0], Compacted(self.spec.name))
             self._count("compacted")
 
-    def _tidy(self, turn: protocol.Turn, token: str) -> None:
+    def _tidy(self, turn: reconciling.Turn, token: str) -> None:
         """Drop what nothing needs, however young: whoever still wants it finds it gone."""
         table = self.lake.load(self.spec.target)
         if table is None:
@@ -512,7 +512,7 @@ class World(Promises):
             min_files_saved=1,
         )
 
-    def sealed_before_us(self, turn: protocol.Turn) -> int | None:
+    def sealed_before_us(self, turn: reconciling.Turn) -> int | None:
         """Tell by the source's clock what the ledger's tells in earnest: here they have nothing in common."""
         return turn.spec.sealed_before_us(self.history.now_us)
 
@@ -532,7 +532,7 @@ class World(Promises):
         return verb == "read" or not run.ended or VERBS.index(verb) <= VERBS.index(run.ended) + 1
 
     @contextlib.contextmanager
-    def _releasing(self, turn: protocol.Turn, token: str) -> Iterator[None]:
+    def _releasing(self, turn: reconciling.Turn, token: str) -> Iterator[None]:
         try:
             yield
         except Permanent:
@@ -540,7 +540,7 @@ class World(Promises):
                 turn.ledger.release(turn.spec.name, token)
             raise
 
-    def _read(self, turn: protocol.Turn, run: Run) -> None:
+    def _read(self, turn: reconciling.Turn, run: Run) -> None:
         run.work, run.ended = None, ""
         source = SimulatedSource(self.history, self.processes)
         run.work = protocol.read(turn, source, run.asked).work or Work.nothing()
@@ -550,7 +550,7 @@ class World(Promises):
             raise StageGone("read_watermark has left no plan in this run")
         return run.work
 
-    def _offload(self, turn: protocol.Turn, run: Run) -> None:
+    def _offload(self, turn: reconciling.Turn, run: Run) -> None:
         work = self._work(run)
         if protocol.is_done(turn, work):
             return
@@ -566,7 +566,7 @@ class World(Promises):
                     turn.ledger.note(turn.spec.name, token, turn.run_key, event, {"error": str(error)})
                 raise
 
-    def _validate(self, turn: protocol.Turn, run: Run) -> None:
+    def _validate(self, turn: reconciling.Turn, run: Run) -> None:
         stage = protocol.latest_stage(turn, self._work(run), "staged")
         if stage is None:
             return
@@ -577,7 +577,7 @@ class World(Promises):
                 turn.spec.name, stage.token, turn.run_key, "validated", {"snapshot_id": str(stage.snapshot_id)}
             )
 
-    def _commit(self, turn: protocol.Turn, run: Run) -> None:
+    def _commit(self, turn: reconciling.Turn, run: Run) -> None:
         work = self._work(run)
         stage = protocol.latest_stage(turn, work, "validated")
         if stage is None:
@@ -662,13 +662,13 @@ class World(Promises):
     def bring_back(self) -> None:
         """Let a person decide about what main has lost for good: roll it forward, or every other time give it up."""
         ledger = self.services.ledger_of("simulation")
-        turn = protocol.Turn(self.spec, "recovery", ledger, self.lake)
+        turn = reconciling.Turn(self.spec, "recovery", ledger, self.lake)
         base = ledger.state(self.spec.name).base
         self._count("last copy")
         if self.steps % 2:
             self.catalog.move_main(base.main_snapshot_id)
             return
-        lost = protocol.irreplaceable(turn, self.lake.require(self.spec.target))
+        lost = reconciling.irreplaceable(turn, self.lake.require(self.spec.target))
         self.last_copies -= {row for segment in lost for path in segment.paths for row in self.files[path]}
         token = ledger.acquire(self.spec.name, turn.run_key)
         protocol.give_up(turn, token, [segment.segment_id for segment in lost])
@@ -714,7 +714,7 @@ def simulated(world: World) -> Iterator[World]:
         stack.enter_context(mock.patch.object(proof, "check_hash_vector"))
         # A simulated table opens its own; the lives over the real services keep pyiceberg's, as the lake opens them.
         stack.enter_context(mock.patch.object(maintenance, "limits_of", world.limits_of))
-        stack.enter_context(mock.patch.object(protocol, "sealed_before_us", world.sealed_before_us))
+        stack.enter_context(mock.patch.object(reconciling, "sealed_before_us", world.sealed_before_us))
         stack.enter_context(mock.patch.object(compaction, "data_file", data_file))
         stack.enter_context(mock.patch.object(compaction, "delete_file", lambda _, path: world.remove(path)))
         for name, own in (("_transaction", "transaction"), ("_manage", "manage_snapshots"), ("_expire", "expire")):

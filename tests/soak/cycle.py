@@ -17,6 +17,7 @@ from coldchain.core.job import JobTable
 from coldchain.core.request import Request
 from coldchain.core.table import TableSpec
 from coldchain.lake import Lake
+from coldchain.reconciling import Turn
 from coldchain.settings import Settings
 from coldchain.source import Extent, Source
 from coldchain.store.postgres import PostgresLedger
@@ -73,7 +74,7 @@ def _maintenance(spec: TableSpec, settings: Settings, run_key: str) -> None:
     with make_mapper(0) as (mapper, _):
         compacted = compact_table(spec, run_key, settings, mapper, limit=30)
     ledger = PostgresLedger.from_uri(settings.ledger_uri)
-    turn = protocol.Turn(spec, run_key, ledger, Lake(settings.catalog_properties))
+    turn = Turn(spec, run_key, ledger, Lake(settings.catalog_properties))
     done = maintenance.tidy(turn, time.time_ns() // 1000, is_dry=False)
     print(f"{compacted.batches} compactions", file=sys.stderr)
     if done is not None:
@@ -84,7 +85,7 @@ def _maintenance(spec: TableSpec, settings: Settings, run_key: str) -> None:
 
 
 def _tasks(spec: TableSpec, settings: Settings, run_key: str, asked: Request) -> None:
-    turn = protocol.Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
+    turn = Turn(spec, run_key, PostgresLedger.from_uri(settings.ledger_uri), Lake(settings.catalog_properties))
     client = HttpClickHouse.of(settings)
     reading = protocol.read(turn, Source(client, spec), asked)
     if reading.work is None:

@@ -91,6 +91,7 @@ SHARED = (
     "measured",
     "proof",
     "protocol",
+    "reconciling",
     "recovery",
     "registry",
     "report",

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from coldchain import lake as iceberg, proof, protocol
+from coldchain import lake as iceberg, proof, protocol, reconciling
 from coldchain.core.job import Stage
 from coldchain.lake import Lake, base_of
 from coldchain.store.ledger import Base
@@ -169,7 +169,7 @@ def test_a_life_that_once_ended_badly_ends_well(steps: list[Step]) -> None:
 
 
 def test_a_protocol_that_forgets_the_last_copy_of_rows_is_found_out() -> None:
-    forgetful = mock.patch.object(protocol, "refuse_loss")
+    forgetful = mock.patch.object(reconciling, "refuse_loss")
     with forgetful, pytest.raises(Violation, match="the last copy of rows"):
         live(ONCE_BROKEN["main is rolled back to before what the source has forgotten"])
 

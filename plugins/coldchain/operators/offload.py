@@ -21,7 +21,7 @@ from coldchain.spark_submit import ROOT, local_environment
 
 if TYPE_CHECKING:
     from coldchain.core.job import JobTable
-    from coldchain.protocol import Turn
+    from coldchain.reconciling import Turn
 
 APPLICATION = ROOT / "spark" / "jobs" / "offload_tables.py"
 GROUP_TRIES = 3
