@@ -29,7 +29,7 @@ RISING: dict[str, Any] = {"column": "n"}
 def test_a_key_with_null_is_a_key(engine: Engine, rows: list[str], doubled: int) -> None:
     engine.make("ts DateTime64(6, 'UTC'), a Nullable(String), b Nullable(Int64)", rows)
     (counter,) = row_counters(UNIQUE)
-    assert engine(Query(f"SELECT {counter.expression} FROM k2.t", {})) == [(doubled,)]
+    assert engine(Query(f"SELECT {counter.expression}, {counter.exact} FROM k2.t", {})) == [(doubled, doubled)]
 
 
 @pytest.mark.parametrize(

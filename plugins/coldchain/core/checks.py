@@ -25,12 +25,16 @@ from coldchain.core.windows import Window, format_us, steps
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """One check as an expression that counts what breaks it in some rows, with the values that it binds."""
+    """One check as an expression that counts what breaks it in some rows, with the values that it binds.
+
+    Where `exact` is given, the expression may count too much, never too little: what it finds is counted again by that.
+    """
 
     kind: str
     name: str
     expression: str
     parameters: Parameters
+    exact: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,12 @@ def row_counters(spec: TableSpec) -> list[Counter]:
         for name in spec.checks.get("not_null", ())
     ]
     if spec.checks.get("unique"):
-        # A tuple, for of several arguments uniqExact leaves out the rows in which one is NULL.
-        key = comma(quote(name) for name in spec.key)
-        counters.append(Counter("unique", f"unique ({', '.join(spec.key)})", f"count() - uniqExact(tuple({key}))", {}))
+        # A tuple, for of several arguments uniqExact leaves out the rows in which one is NULL. A set of 64-bit hashes
+        # takes half of the memory and a quarter of the time of a set of keys; two keys may share one.
+        key = f"tuple({comma(quote(name) for name in spec.key)})"
+        name = f"unique ({', '.join(spec.key)})"
+        hashed, exact = (f"count() - uniqExact({of})" for of in (f"cityHash64({key})", key))
+        counters.append(Counter("unique", name, hashed, Parameters(), exact))
     counters += _ranges(spec.checks.get("range", {}))
     for index, (name, values) in enumerate(spec.checks.get("accepted", {}).items()):
         column = quote(name)
