@@ -18,7 +18,7 @@ from coldchain.core.drift import Drift, to_json
 from coldchain.core.errors import UNEXPECTED, BaseMoved, ColdchainError, CommitUnknown, Fenced, SourceMoving, Transient
 from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
-from coldchain.core.plan import Plan, PlannedWindow, Segment, make_plan
+from coldchain.core.plan import NEW, Plan, PlannedWindow, Segment, comparison_grid_us, make_plan
 from coldchain.core.typemap import Column
 from coldchain.core.windows import Window, merge
 from coldchain.lake import Lake
@@ -153,7 +153,10 @@ class _Offload:
             self.ledger.state(self.spec.name).origin_us,
             self.job.work.allow_shrink,
         )
-        found, self.buckets, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
+        self.is_partial = False
+        if (as_read := self._as_read(columns)) is not None:
+            return as_read
+        found, _, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
         self._refuse_losses(found)
         planned = dict(self.job.work.windows)
         windows = tuple(w for w in found.windows if not w.replaces or planned.get(w.window) == w.fingerprint)
@@ -164,6 +167,24 @@ class _Offload:
                 "was staged, the next run looks at it again, as does read_watermark if it is cleared with what follows"
             )
         return replace(found, windows=windows)
+
+    def _as_read(self, columns: Columns) -> Plan | None:
+        """Take the windows as read_watermark has fingerprinted them, where nothing is published in or between them.
+
+        Then there is nothing that could be equal already, or lose rows; whether the source is still so, the look after
+        streaming tells. Not near the source's retention, where what it forgets meanwhile would count as a change.
+        """
+        work, sealed_us = self.job.work, self.rules.sealed_before_us
+        windows = sorted(window for window, _ in work.windows)
+        if not windows:
+            return None
+        hull = Window(windows[0].start_us, max(window.end_us for window in windows))
+        if work.version != fingerprint.version(columns) or (sealed_us is not None and hull.start_us < sealed_us):
+            return None
+        if self.ledger.segments(self.spec.name, hull):
+            return None
+        self.grid_us = comparison_grid_us(self.spec.grid_us, (), windows)
+        return Plan(tuple(PlannedWindow(window, found, (), NEW) for window, found in work.windows))
 
     def _refuse_losses(self, found: Plan) -> None:
         """Leave what lost rows since it was planned to the next run, which sees where they may have gone."""
@@ -271,7 +292,7 @@ class _Offload:
             for planned in waiting:
                 found_now = within(now, planned.window)
                 mine = [file for file in files if file.slice.segment == planned.window]
-                is_still = planned.window not in busy and found_now == _filled(within(self.buckets, planned.window))
+                is_still = planned.window not in busy and total(found_now.values()) == planned.fingerprint
                 if is_still and sum(file.rows for file in mine) == planned.fingerprint.rows:
                     self.files += mine
                     staged.append(self._segment(table, planned, found_now, mine))
@@ -298,7 +319,6 @@ class _Offload:
     def _look_again(self, columns: Columns, moved: Sequence[PlannedWindow]) -> list[PlannedWindow]:
         """Fingerprint windows that moved anew, all at one moment: their slices were looked at one after the other."""
         after = self.source.buckets(columns, [planned.window for planned in moved], self.grid_us)
-        self.buckets = {**self.buckets, **_over(moved, self.buckets, after)}
         return [replace(each, fingerprint=total(within(after, each.window).values())) for each in moved]
 
     def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
@@ -418,14 +438,3 @@ def _added(parts: Iterable[Mapping[int, Fingerprint]]) -> dict[int, Fingerprint]
 def _filled(buckets: Mapping[int, Fingerprint]) -> dict[int, Fingerprint]:
     """Leave out buckets without rows, as the source does."""
     return {start: found for start, found in buckets.items() if found != EMPTY}
-
-
-def _over(
-    moved: Sequence[PlannedWindow], before: dict[int, Fingerprint], after: dict[int, Fingerprint]
-) -> dict[int, Fingerprint]:
-    """Return the newer buckets of the windows that moved; a bucket that became empty is told as EMPTY."""
-    newer: dict[int, Fingerprint] = {}
-    for planned in moved:
-        newer |= dict.fromkeys(within(before, planned.window), EMPTY)
-        newer |= within(after, planned.window)
-    return newer

@@ -28,6 +28,7 @@ from coldchain.core.job import Stage
 from coldchain.core.request import Request
 from coldchain.core.windows import DAY_US, to_us
 from coldchain.lake import head_of, live_files
+from coldchain_spark import offload as driver
 from coldchain_spark.datafile import data_file
 from coldchain_spark.footer import split_tail
 from coldchain_spark.slices import Slice
@@ -163,6 +164,40 @@ def test_plan_mode_says_what_would_move_and_moves_nothing(lab: Lab) -> None:
     assert lab.ledger.segments(lab.name) == []
     assert lab.lake.load(lab.spec.target) is None
     assert lab.ledger.lease(lab.name).holder is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [({}, 0), ({"retention_us": 30 * DAY_US}, 0), ({"retention_us": 3 * DAY_US, "seal_margin_us": 2 * DAY_US}, 1)],
+    ids=["kept for ever", "far from the retention's end", "near it"],
+)
+def test_the_driver_compares_anew_only_where_something_is_published_or_soon_forgotten(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], first: int
+) -> None:
+    compared = []
+
+    def watched(*args: Any) -> Any:
+        compared.append(args)
+        return protocol.compare(*args)
+
+    monkeypatch.setattr(driver, "compare", watched)
+    lab.spec = replace(lab.spec, **changes)
+    lab.insert_many(START, 24, 3_600_000_000)
+    lab.run()
+    assert len(compared) == first
+    lab.insert([(START + timedelta(hours=3), 99)])
+    lab.run(run_key="test/late")
+    assert len(compared) == first + (not first), "what is sealed by then is not planned at all"
+    assert lab.compare().is_equal or first
+
+
+def test_rows_that_come_between_reading_and_streaming_are_published_too(lab: Lab) -> None:
+    lab.insert_many(START, 10, 3_600_000_000)
+    reading = lab.read()
+    lab.insert([(START + timedelta(hours=2), 99)])
+    lab.offload(reading)
+    lab.finish(reading)
+    lab.check_equal(11)
 
 
 def test_a_second_run_waits_for_the_lease(lab: Lab) -> None:
