@@ -34,7 +34,7 @@ S3 = "s3://"
 # The queries over a thousand columns are longer than what ClickHouse reads by default.
 ENGINE = {"max_query_size": 16 << 20, "max_ast_elements": 1_000_000, "max_expanded_ast_elements": 10_000_000}
 CODEC = "ZSTD"
-BATCH_ROWS = 4_000_000  # a slice's
+BATCH_ROWS = 2_000_000  # a slice's
 # path -> bucket start -> fingerprint
 Found = dict[str, dict[int, Fingerprint]]
 
