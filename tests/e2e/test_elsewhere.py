@@ -110,8 +110,8 @@ def elsewhere(store: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
                 }  # fmt: skip
                 more = {f"AIRFLOW_CONN_{name}": json.dumps(form) for name, form in connections.items()}
                 command = [str(Path(sys.prefix) / "bin" / "airflow"), "scheduler", "--skip-serve-logs"]
-                process.start(stack, "airflow-scheduler", command,
-                              {**component_env(stack), **more, "PYSPARK_PYTHON": sys.executable, "COLDCHAIN_PRELOAD": "1"})  # fmt: skip
+                more |= {"PYSPARK_PYTHON": sys.executable, "COLDCHAIN_PRELOAD": "1"}
+                process.start(stack, "airflow-scheduler", command, {**component_env(stack), **more})
                 settings = replace(
                     Settings.from_environment(environment),
                     catalog_uri=address,
