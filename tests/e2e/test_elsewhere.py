@@ -128,7 +128,7 @@ def elsewhere(store: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_rows_and_late_rows_end_equal_and_nothing_is_left_here(elsewhere: Elsewhere) -> None:
-    """Executors stream the first, the driver the late ones; both are proven and published, and no key is told."""
+    """Executors stream the rows, and all of them again with the late ones; both are published, and no key is told."""
     start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     elsewhere.insert(start, ROWS, 1_000_000)
     elsewhere.run()
