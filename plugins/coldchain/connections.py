@@ -38,6 +38,7 @@ from coldchain.core.production import is_rest, of_clickhouse, of_password, of_po
 from coldchain.core.sql import Query
 from coldchain.notify import SENDERS
 from coldchain.settings import LOADS, REST, SETTINGS_FILE, Settings, refuse_in_production, whole
+from coldchain.spark_submit import cores_of
 from coldchain.store.postgres import PostgresLedger
 from coldchain.views import CONNECTION as VIEWS, DATABASE, Views
 
@@ -234,13 +235,13 @@ class SparkOptions:
     archives: str | None
     conf: dict[str, str]
     is_elsewhere: bool
-    is_local: bool  # a master like local[2], whose executors are the driver itself
+    local_cores: int  # of a master like local[2], whose executors are the driver itself; else 0
 
 
 def spark_options() -> SparkOptions:
     """Read how the code reaches a cluster from the connection's extra: jobs, py_files, archives, conf."""
     found = connection(SPARK)
-    extra, is_local = found.extra_dejson, (found.host or "").split("[")[0] == "local"
+    extra, local_cores = found.extra_dejson, 0 if found.port else cores_of(found.host or "")
     texts = {name: extra.get(name) for name in ("jobs", "py_files", "archives")}
     conf = extra.get("conf", {})
     wrong = [name for name, text in texts.items() if text is not None and not isinstance(text, str)]
@@ -251,7 +252,8 @@ def spark_options() -> SparkOptions:
             f"the extra of connection {SPARK} holds {wrong[0]}={extra[wrong[0]]!r}: write a text, conf as an object of "
             "texts"
         )
-    return SparkOptions(**texts, conf=conf, is_elsewhere=extra.get("deploy-mode") == "cluster", is_local=is_local)
+    is_elsewhere = extra.get("deploy-mode") == "cluster"
+    return SparkOptions(**texts, conf=conf, is_elsewhere=is_elsewhere, local_cores=local_cores)
 
 
 def _uri(found: Connection) -> str:

@@ -34,7 +34,7 @@ S3 = "s3://"
 # The queries over a thousand columns are longer than what ClickHouse reads by default.
 ENGINE = {"max_query_size": 16 << 20, "max_ast_elements": 1_000_000, "max_expanded_ast_elements": 10_000_000}
 CODEC = "ZSTD"
-BATCH_ROWS = 2_000_000  # a slice's
+BATCH_ROWS = 2_000_000  # a file holds no more of them, but where one second does
 # path -> bucket start -> fingerprint
 Found = dict[str, dict[int, Fingerprint]]
 
@@ -98,14 +98,13 @@ def prove_content(
     Returns:
         What was read besides, by path; a file without rows is left out.
     """
-    _prove_files(turn, stage, table)
+    live = _prove_files(turn, stage, table)
     paths = [path for segment in stage.segments for path in segment.paths]
     check_hash_vector(query_chdb, "chdb")
-    rows_of = {path: file.record_count for path, file in live_files(table, stage.snapshot_id).items()}
-    found, extents = _scan(turn, columns, _batches(paths, rows_of), _grid_us(stage.segments), counters)
+    found, extents = _scan(turn, columns, _batches(paths, live), _grid_us(stage.segments), counters)
     for segment in stage.segments:
         _prove_segment(turn.spec.name, segment, found)
-    _prove_places(turn, stage, table, extents)
+    _prove_places(turn, stage, table, live, extents)
     _prove_codec(turn, paths)
     rows = sum(segment.fingerprint.rows for segment in stage.segments)
     log.info("%s: proven: %d windows, %d files, %s rows read back equal what was read", turn.spec.name,
@@ -113,12 +112,12 @@ def prove_content(
     return extents
 
 
-def _batches(paths: Sequence[str], rows_of: Mapping[str, int]) -> Iterator[list[str]]:
+def _batches(paths: Sequence[str], live: Mapping[str, DataFile]) -> Iterator[list[str]]:
     """Put files together up to so many rows: what checks remember of rows is forgotten between two batches."""
     batch: list[str] = []
     held = 0
     for path in paths:
-        rows = rows_of[normalised(path)]
+        rows = live[normalised(path)].record_count
         if batch and held + rows > BATCH_ROWS:
             yield batch
             batch, held = [], 0
@@ -174,7 +173,8 @@ def _grid_us(segments: Sequence[StagedSegment]) -> int:
     return segments[0].grid_us if segments else 1
 
 
-def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
+def _prove_files(turn: Turn, stage: Stage, table: Table) -> dict[str, DataFile]:
+    """Prove by the manifests which files are live, and return them by path."""
     name = turn.spec.name
     snapshot = table.metadata.snapshot_by_id(stage.snapshot_id)
     if snapshot is None or snapshot.parent_snapshot_id != stage.base_snapshot_id:
@@ -210,6 +210,7 @@ def _prove_files(turn: Turn, stage: Stage, table: Table) -> None:
                 f"table={name} window={segment.window}: manifests count {recorded:,} rows, the source holds "
                 f"{segment.fingerprint.rows:,}: clear the table's offload task"
             )
+    return live
 
 
 def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
@@ -234,9 +235,10 @@ def _prove_segment(name: str, segment: StagedSegment, found: Found) -> None:
     )
 
 
-def _prove_places(turn: Turn, stage: Stage, table: Table, extents: Mapping[str, Extent]) -> None:
+def _prove_places(
+    turn: Turn, stage: Stage, table: Table, live: Mapping[str, DataFile], extents: Mapping[str, Extent]
+) -> None:
     """Prove that readers who skip files by what manifests say of them skip no row that they want."""
-    live = live_files(table, stage.snapshot_id)
     for segment in stage.segments:
         for path in map(normalised, segment.paths):
             if path in extents and (odd := _misplaced(turn.spec, table, live[path], extents[path])):

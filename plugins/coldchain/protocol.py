@@ -147,13 +147,13 @@ def rules_for(
 
 def compare(
     turn: Turn, source: Source, columns: tuple[Column, ...], wanted: list[Window], rules: Rules
-) -> tuple[Plan, dict[int, fingerprint.Fingerprint], int]:
+) -> tuple[Plan, int]:
     """Fingerprint the source over the windows, widened to whole segments, and plan.
 
-    Returns the plan, the source's buckets and their size in microseconds.
+    Returns the plan, and the size in microseconds of the buckets that it was made with.
     """
     if not wanted:
-        return Plan(), {}, rules.grid_us
+        return Plan(), rules.grid_us
     hull = Window(wanted[0].start_us, wanted[-1].end_us)
     segments = turn.ledger.segments(turn.spec.name, hull)
     widened = plan.widen(wanted, segments)
@@ -161,8 +161,7 @@ def compare(
     same = _same_by_older_columns(turn, source, columns, segments, rules.version, grid_us)
     asked = subtract(widened, (segment.window for segment in segments if segment.segment_id in same))
     buckets = source.buckets(columns, asked, grid_us)
-    found = plan.make_plan(widened, segments, buckets, rules, same)
-    return found, buckets, grid_us
+    return plan.make_plan(widened, segments, buckets, rules, same), grid_us
 
 
 def _same_by_older_columns(
@@ -291,7 +290,7 @@ def _read(turn: Turn, source: Source, asked: Request, token: str) -> Reading:
     wanted, is_cut = _affordable(turn, source, subtract(wanted, blocked), state.watermark_us)
     version = fingerprint.version(columns)
     rules = rules_for(spec, version, extent.now_us, state.origin_us, asked.allow_shrink)
-    found, _, grid_us = compare(turn, source, columns, wanted, rules)
+    found, grid_us = compare(turn, source, columns, wanted, rules)
     if asked.mode == "plan":
         return Reading(token, None, found, state.watermark_us, _plan_sentence(spec, found, extent) + waits)
     _warn(spec, found)

@@ -64,8 +64,9 @@ class Settings:
 
     `storage` holds pyiceberg's properties of an object store that the warehouse is on, all four of STORAGE.
 
-    What one job may ask of ClickHouse, 0 for no word of ours: `max_queries` at once (on executors then as many as the
-    driver's machine has cores), `max_threads` of each and its `priority` (1 is the highest; the server's own settings).
+    What one job may ask of ClickHouse, 0 for no word of ours: `max_queries` at once (a large plan then asks as many as
+    a local master has cores, or for executors the driver's machine), `max_threads` of each and its `priority` (1 is the
+    highest; the server's own settings).
     """
 
     clickhouse_url: str

@@ -20,7 +20,7 @@ from coldchain.core.fingerprint import EMPTY, Fingerprint, total, within
 from coldchain.core.job import JobTable, Stage, StagedSegment
 from coldchain.core.plan import NEW, Plan, PlannedWindow, Segment, comparison_grid_us, make_plan
 from coldchain.core.typemap import Column
-from coldchain.core.windows import Window, merge
+from coldchain.core.windows import Window, merge, split_at_partitions
 from coldchain.lake import Lake
 from coldchain.protocol import compare, rules_for
 from coldchain.reconciling import Turn
@@ -156,7 +156,7 @@ class _Offload:
         self.is_partial = False
         if (as_read := self._as_read(columns)) is not None:
             return as_read
-        found, _, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
+        found, self.grid_us = compare(self.turn, self.source, columns, wanted, self.rules)
         self._refuse_losses(found)
         planned = dict(self.job.work.windows)
         windows = tuple(w for w in found.windows if not w.replaces or planned.get(w.window) == w.fingerprint)
@@ -172,11 +172,15 @@ class _Offload:
         """Take the windows as read_watermark has fingerprinted them, where nothing is published in or between them.
 
         Then there is nothing that could be equal already, or lose rows; whether the source is still so, the look after
-        streaming tells. Not near the source's retention, where what it forgets meanwhile would count as a change.
+        streaming tells. Not near the source's retention, where what it forgets meanwhile would count as a change, and
+        not when the run tries again, for it may have read long ago.
         """
         work, sealed_us = self.job.work, self.rules.sealed_before_us
         windows = sorted(window for window, _ in work.windows)
-        if not windows:
+        attempts = self.ledger.attempts(self.spec.name, self.job.run_key)
+        is_first = len({attempt.token for attempt in attempts if attempt.event == "started"}) <= 2  # read, and this
+        unit = self.spec.partition_unit
+        if not windows or not is_first or any(list(split_at_partitions(each, unit)) != [each] for each in windows):
             return None
         hull = Window(windows[0].start_us, max(window.end_us for window in windows))
         if work.version != fingerprint.version(columns) or (sealed_us is not None and hull.start_us < sealed_us):
@@ -301,8 +305,8 @@ class _Offload:
                     self._remove(file.path for file in mine)
             moved = self._look_again(columns, moved)
             self.is_partial = self.is_partial or bool(moved)
-            waiting = [planned for planned in moved if not planned.replaces]
-            left += [planned for planned in moved if planned.replaces]
+            waiting = [planned for planned in moved if self._is_streamed_again(planned)]
+            left += [planned for planned in moved if planned not in waiting]
         left += waiting
         if left:
             log.warning("%s: %d windows changed while they were read and wait for the next run, first %s",
@@ -320,6 +324,10 @@ class _Offload:
         """Fingerprint windows that moved anew, all at one moment: their slices were looked at one after the other."""
         after = self.source.buckets(columns, [planned.window for planned in moved], self.grid_us)
         return [replace(each, fingerprint=total(within(after, each.window).values())) for each in moved]
+
+    def _is_streamed_again(self, moved: PlannedWindow) -> bool:
+        """Tell whether a window that moved can still be staged: only read_watermark cuts one, or finds one empty."""
+        return not moved.replaces and 0 < moved.fingerprint.rows <= self.rules.max_window_rows
 
     def _judge_again(self, columns: Columns, staged: Sequence[StagedSegment]) -> None:
         """Look once more at all that was streamed, together, where windows were read at different times or left out.

@@ -42,7 +42,7 @@ def tables_at_once(rows: int, max_queries: int) -> int:
 
 @contextmanager
 def make_mapper(
-    rows: int, max_queries: int = 0, *, executors: bool = True
+    rows: int, max_queries: int = 0, *, local_cores: int = 0
 ) -> Iterator[tuple[Callable[[Any, Sequence[Any]], list[Any]], int]]:
     """Yield a mapper and the number of slices that run at once. A SparkContext, if wanted, starts in the background.
 
@@ -50,7 +50,8 @@ def make_mapper(
         rows: of all tables of the job.
         max_queries: that the job may have ClickHouse work on at once; 0: as many as this machine has cores. A table
             asks nothing else while its slices are streamed, so that the bound holds for the job with all its tables.
-        executors: False streams a plan of any size in the driver, in as many threads.
+        local_cores: of a local master: a plan of any size is streamed by so many threads of the driver, or by
+            `max_queries` where that is less. 0: large ones are the executors'.
     """
     if rows <= SMALL_ROWS:
         streams = DRIVER_STREAMS
@@ -59,7 +60,8 @@ def make_mapper(
         yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
     streams = max_queries or os.cpu_count() or 2
-    if not executors:
+    if local_cores:
+        streams = min(max_queries or local_cores, local_cores)
         yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
     context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark, streams)
@@ -83,7 +85,7 @@ def _start_spark(streams: int) -> Any:
         conf.setIfMissing("spark.python.daemon.module", "coldchain_spark.daemon")
     context = SparkContext(conf=conf)
     context.setLogLevel("ERROR")
-    if is_local:  # the workers are there by the time that the driver knows what to stream
+    if is_local:  # the workers are there by the time that the driver knows what to do
         context.parallelize(range(streams), streams).foreach(_nothing)
     return context
 

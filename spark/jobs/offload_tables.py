@@ -15,7 +15,7 @@ from dataclasses import asdict
 from coldchain.core.errors import ColdchainError
 from coldchain.core.job import JobSpec
 from coldchain.settings import Settings
-from coldchain.spark_submit import NO_EXECUTORS
+from coldchain.spark_submit import LOCAL_CORES
 from coldchain_spark.runner import configure_logging, make_mapper, tables_at_once
 
 
@@ -28,8 +28,8 @@ def main(argument: str) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     rows = sum(table.work.rows for table in job.tables)
-    executors = os.environ.get(NO_EXECUTORS) != "1"
-    with make_mapper(rows, settings.max_queries, executors=executors) as (mapper, cores):
+    local_cores = int(os.environ.get(LOCAL_CORES, "0"))
+    with make_mapper(rows, settings.max_queries, local_cores=local_cores) as (mapper, cores):
         from coldchain_spark.offload import offload_table  # imports pyiceberg while Spark starts in its thread
 
         with ThreadPoolExecutor(tables_at_once(rows, settings.max_queries)) as pool:

@@ -74,7 +74,7 @@ def offload(run: Run) -> None:
     job = JobSpec((JobTable(run.spec, token, run.run_key, run.work()),))
     turn.ledger.close()
     application = os.environ.get("BENCH_APPLICATION", str(ROOT / "spark" / "jobs" / "offload_tables.py"))
-    environment, properties = local_environment(os.environ, is_local=True)
+    environment, properties = local_environment(os.environ, local_cores=2)
     os.environ |= environment
     more = ["--properties-file", properties] if properties else []
     os.execvp("spark-submit", ["spark-submit", "--master", "local[2]", *more, application, job.dumps()])

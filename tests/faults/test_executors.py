@@ -15,7 +15,7 @@ from coldchain import protocol
 from coldchain.core.job import JobTable
 from coldchain.core.plan import Segment
 from coldchain.lake import head_of, live_files
-from coldchain.spark_submit import NO_EXECUTORS
+from coldchain.spark_submit import LOCAL_CORES
 from coldchain_spark.offload import offload_table
 from coldchain_spark.runner import SMALL_ROWS
 from tests.faults.test_kills import START, check_files, prepare
@@ -85,7 +85,7 @@ def test_on_one_machine_the_driver_streams_a_large_plan_too(lab: Lab) -> None:
     insert_many(lab)
     with watching(lab):
         assert lab.step("read").returncode == 0
-        job = lab.submit(master="spark://127.0.0.1:9", **{NO_EXECUTORS: "1"})
+        job = lab.submit(master="spark://127.0.0.1:9", **{LOCAL_CORES: "2"})
         output, errors = job.communicate(timeout=120)
         assert job.returncode == 0, output + errors
         lab.steps(since="validate")

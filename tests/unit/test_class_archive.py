@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldchain.spark_submit import NO_EXECUTORS, SPARK_CONF, local_environment
+from coldchain.spark_submit import LOCAL_CORES, SPARK_CONF, cores_of, local_environment
 from stack import class_archive
 
 DEFAULTS = "spark-defaults.conf"
@@ -16,8 +16,18 @@ DEFAULTS = "spark-defaults.conf"
 def test_without_an_archive_spark_has_the_lean_configuration(given: dict[str, str]) -> None:
     environment, properties = local_environment(given)
     assert (environment["SPARK_CONF_DIR"], properties) == (str(SPARK_CONF), None)
-    assert NO_EXECUTORS not in environment
-    assert local_environment(given, is_local=True)[0] == {**environment, NO_EXECUTORS: "1"}
+    assert LOCAL_CORES not in environment
+    assert local_environment(given, local_cores=3)[0] == {**environment, LOCAL_CORES: "3"}
+
+
+@pytest.mark.parametrize(
+    ("master", "cores"),
+    [("local", 1), ("local[2]", 2), ("local[16,4]", 16), ("local-cluster[2,1,512]", 0), ("spark://local:7077", 0),
+     ("yarn", 0), ("k8s://https://local", 0), ("localhost", 0), ("", 0)],
+)  # fmt: skip
+def test_only_a_local_master_has_cores(master: str, cores: int) -> None:
+    assert cores_of(master) == cores
+    assert cores_of("local[*]") >= 1
 
 
 def test_a_whole_archive_brings_its_configuration(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from coldchain.core.sql import Query
 from coldchain.operators.offload import APPLICATION, OffloadOperator, configure
 from coldchain.registry import load_registry
 from coldchain.settings import SETTINGS_FILE, Settings
-from coldchain.spark_submit import NO_EXECUTORS
+from coldchain.spark_submit import LOCAL_CORES
 from coldchain.store.postgres import PostgresLedger
 from coldchain_spark.runner import REDACTED
 from stack import settings as stack_settings
 from stack.state import Stack, open_state
 
 ROOT = Path(__file__).parents[2]
-CLIENT = [{"host": "local[2]"}, {"host": "spark://master", "port": 7077}]
+CLIENT = [{"host": "local[2]"}, {"host": "spark://master", "port": 7077}, {"host": "local", "port": 7077}]
 ELSEWHERE = [
     {"host": "yarn"},
     {"host": "yarn", "extra": {"deploy-mode": "cluster"}},
@@ -64,7 +64,7 @@ def test_a_driver_that_is_our_child_gets_them_in_its_environment(
     arguments, environment = submit(connection)
     assert environment["COLDCHAIN_CLICKHOUSE_PASSWORD"] == stack.secrets["clickhouse_coldchain"]
     assert not [name for name, secret in stack.secrets.items() if secret in " ".join(arguments)]
-    assert environment.get(NO_EXECUTORS) == ("1" if connection["host"] == "local[2]" else None)
+    assert environment.get(LOCAL_CORES) == ("2" if connection["host"] == "local[2]" else None)
 
 
 @pytest.mark.parametrize("connection", ELSEWHERE, ids=str)

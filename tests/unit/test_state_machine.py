@@ -186,7 +186,10 @@ def append_only() -> Any:
 
 @contextlib.contextmanager
 def append_only_unseen() -> Iterator[None]:
-    with append_only(), mock.patch.object(proof, "_prove_files"):
+    with (
+        append_only(),
+        mock.patch.object(proof, "_prove_files", lambda _, stage, table: iceberg.live_files(table, stage.snapshot_id)),
+    ):
         yield
 
 

@@ -208,7 +208,7 @@ def configure(operator: SparkSubmitOperator, own: Path) -> None:
 
     options = connections.spark_options()
     own_environment, operator.properties_file = (
-        ({}, None) if options.is_elsewhere else local_environment(os.environ, is_local=options.is_local)
+        ({}, None) if options.is_elsewhere else local_environment(os.environ, local_cores=options.local_cores)
     )
     operator.env_vars = {**connections.driver_environment(), **own_environment}
     operator.application = f"{options.jobs.rstrip('/')}/{own.name}" if options.jobs else str(own)
