@@ -23,19 +23,24 @@ pytest_plugins = ("tests.fault_matrix",)
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "e2e", "faults", "bench")
-LONGEST, LONGEST_FIRST = "test_scheduler.py", ("faults", "e2e", "integration", "unit", "bench")
+FIRST, LONGEST_FIRST = ("test_scheduler.py", "test_elsewhere.py"), ("faults", "e2e", "integration", "unit", "bench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its tier; in a parallel run the longest file goes to one process, the next tier to the other.
 
-    Two Airflows at once are in each other's way on two cores.
+    Two Airflows at once are in each other's way on two cores, and three more so: the file that starts one more goes to
+    the process that has none yet.
     """
     for item in items:
         if _tier(item) in TIERS:
             item.add_marker(_tier(item))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (Path(item.path).name != LONGEST, LONGEST_FIRST.index(_tier(item))))
+        items.sort(key=lambda item: (_place(Path(item.path).name), LONGEST_FIRST.index(_tier(item))))
+
+
+def _place(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def _tier(item: pytest.Item) -> str:

@@ -37,6 +37,8 @@ ROWS = SMALL_ROWS + 20_000  # more than the driver streams itself
 SECRET = "a-secret-of-the-rest-catalog"
 WAREHOUSE = "s3://cold/elsewhere"
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @dataclass
 class Elsewhere:
