@@ -200,6 +200,39 @@ def test_rows_that_come_between_reading_and_streaming_are_published_too(lab: Lab
     lab.check_equal(11)
 
 
+def test_a_driver_that_tries_again_compares_anew(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.insert_many(START, 10, 3_600_000_000)
+    reading = lab.read()
+    lab.offload(reading)
+    lab.insert([(START + timedelta(hours=2), 99)])
+    compared = []
+    monkeypatch.setattr(driver, "compare", lambda *args: compared.append(args) or protocol.compare(*args))
+    lab.offload(reading)
+    assert len(compared) == 1, "what it has read may be long ago"
+    lab.finish(reading)
+    lab.check_equal(11)
+
+
+@pytest.mark.parametrize("change", ["emptied", "outgrown"])
+def test_what_only_reading_can_cut_or_record_is_left_to_the_next_run(lab: Lab, change: str) -> None:
+    """A window that lost all its rows after it was read, or holds more by now than a window may."""
+    lab.spec = replace(lab.spec, max_window_rows=20)
+    lab.insert_many(START - DAY, 10, 3_600_000_000)
+    lab.insert_many(START, 10, 3_600_000_000, first=100)
+    reading = lab.read()
+    if change == "emptied":
+        lab.execute(f"ALTER TABLE k2.{lab.name} DELETE WHERE seq >= 100 SETTINGS mutations_sync = 2")
+    else:
+        lab.insert_many(START, 30, 60_000_000, first=200)
+    lab.offload(reading)
+    lab.finish(reading)
+    published = [s for s in lab.ledger.segments(lab.name) if s.state == "published"]
+    assert [s.fingerprint.rows for s in published] == [10]
+    lab.run(run_key="test/next")
+    lab.check_equal(10 if change == "emptied" else 50)
+    assert max(s.fingerprint.rows for s in lab.ledger.segments(lab.name)) <= 20
+
+
 def test_a_second_run_waits_for_the_lease(lab: Lab) -> None:
     lab.insert_many(START, 10, 1_000_000)
     lab.read(run_key="test/one")
