@@ -53,17 +53,12 @@ def make_mapper(
         local_cores: of a local master: a plan of any size is streamed by so many threads of the driver, or by
             `max_queries` where that is less. 0: large ones are the executors'.
     """
-    if rows <= SMALL_ROWS:
-        streams = DRIVER_STREAMS
+    if streams := DRIVER_STREAMS if rows <= SMALL_ROWS else local_cores:
         if max_queries:
             streams = max(1, min(streams, max_queries // tables_at_once(rows, max_queries)))
         yield lambda function, items: _map_in_driver(function, items, streams), streams
         return
     streams = max_queries or os.cpu_count() or 2
-    if local_cores:
-        streams = min(max_queries or local_cores, local_cores)
-        yield lambda function, items: _map_in_driver(function, items, streams), streams
-        return
     context: Future[Any] = ThreadPoolExecutor(1, thread_name_prefix="spark").submit(_start_spark, streams)
     try:
         yield lambda function, items: _map_on_executors(context.result(), function, items, streams), streams

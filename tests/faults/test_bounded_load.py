@@ -81,3 +81,13 @@ def test_a_small_job_keeps_the_bound_over_all_its_tables(bound: int) -> None:
     with make_mapper(0, bound) as (_, streams):
         assert 1 <= streams <= DRIVER_STREAMS
         assert streams * tables_at_once(0, bound) <= (bound or DRIVER_STREAMS * TABLES_AT_ONCE)
+
+
+@pytest.mark.parametrize(("cores", "bound", "streams"), [(2, 0, 2), (16, 0, 16), (4, 3, 3), (2, 8, 2), (1, 1, 1)])
+def test_on_one_machine_a_large_job_keeps_the_bound_and_the_master_s_cores(
+    cores: int, bound: int, streams: int
+) -> None:
+    """One table at a time, in as many threads of the driver as the local master has cores."""
+    with make_mapper(SMALL_ROWS + 1, bound, local_cores=cores) as (mapper, found):
+        assert found * tables_at_once(SMALL_ROWS + 1, bound) == streams
+        assert mapper(lambda item: item + 1, [1, 2, 3]) == [2, 3, 4]
