@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import psycopg2
 import pytest
 from pyiceberg.catalog import load_catalog
@@ -30,7 +31,9 @@ from coldchain.lake import head_of, live_files
 from coldchain.registry import load_registry
 from coldchain.settings import Settings
 from coldchain.store.postgres import PostgresLedger
+from stack import process
 from stack.airflow_api import AirflowApi, ApiError
+from stack.state import Stack
 from tests.comparer import compare, connect_clickhouse
 from tests.lab import Steps, append_foreign
 from tests.processes import await_true
@@ -294,6 +297,22 @@ def test_3_an_idle_run_costs_one_task_a_table_and_no_spark(story: Story) -> None
         }  # fmt: skip
         assert f"{table}: nothing to move, watermark " in story.said(run_id, table), "a skip says why"
     assert story.heads() == before
+
+
+def test_3b_what_tasks_are_forked_from_has_imported_their_libraries(story: Story, stack: Stack) -> None:
+    """Or each of them would import these for itself; nobody else pays for it."""
+
+    def has_them(pid: int) -> bool:
+        mapped = " ".join(region.path for region in psutil.Process(pid).memory_maps())
+        return all(f"/{library}/" in mapped for library in ("pyarrow", "psycopg2"))
+
+    running = {name: process.find(stack, f"airflow-{name}") for name in ("scheduler", "dag-processor")}
+    assert all(running.values())
+    scheduler, other = (found.pid for found in running.values() if found is not None)
+    workers = [child.pid for child in psutil.Process(scheduler).children() if "LocalExecutor" in child.cmdline()[0]]
+    assert workers
+    assert all(map(has_them, workers))
+    assert not has_them(other)
 
 
 def test_4_late_rows_and_corrections_are_found(story: Story) -> None:
